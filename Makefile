@@ -1,0 +1,59 @@
+# `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
+.DEFAULT_GOAL := help
+.PHONY: help setup train eval test test-slow test-all lint format clean
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# The first of these that runs; another one: make setup PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c '' 2>/dev/null && echo $$p && break; done)
+# An extra package index: TORCH_INDEX=https://download.pytorch.org/whl/cpu gives torch's small CPU build
+TORCH_INDEX ?=
+# EXP=name is experiment=name; ARGS="..." goes to the script as it is
+EXP ?=
+CKPT ?=
+ARGS ?=
+
+help: ## Print this list
+	@echo "usage: make TARGET [EXP=name] [ARGS=\"key=value ...\"] [PYTHON=python3.11] [TORCH_INDEX=url]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install the project into it
+
+$(STAMP): pyproject.toml
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "error: PYTHON=$(PYTHON): Python 3.11, 3.12 or 3.13 is needed; install one or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "error: PYTHON=$(PYTHON): has no venv module; install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Installing into .venv: the first time takes some minutes, torch is large."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[test]"
+	@touch $@
+
+train: $(STAMP) ## Train: the experiment `tiny`, or EXP=name; ARGS="trainer.max_steps=100 seed=2"
+	$(BIN)/python src/train.py $(if $(EXP),experiment=$(EXP)) $(ARGS)
+
+eval: $(STAMP) ## Validate a checkpoint: the newest one, or CKPT=path
+	$(BIN)/python src/eval.py ckpt_path=$(or $(CKPT),last) $(ARGS)
+
+test: $(STAMP) ## Run the quick tests
+	$(BIN)/python -m pytest -m "not slow" -rs $(ARGS)
+
+# pytest's exit code 5 says that no test was selected.
+test-slow: $(STAMP) ## Run the slow tests: several processes, whole runs
+	$(BIN)/python -m pytest -m slow -rs $(ARGS) || [ $$? -eq 5 ]
+
+test-all: test test-slow ## Run both
+
+lint: $(STAMP) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and build leftovers (not .venv, not logs)
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Validate a checkpoint: python src/eval.py ckpt_path=last [key=value ...]
+
+The settings of the run that wrote the checkpoint hold; those on the command line go first.
+"""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from litmegalodon.utils import errors
+from litmegalodon.utils.command_line import prepare
+from litmegalodon.utils.printing import opening, say, short_path
+from litmegalodon.utils.saved_settings import adopt_settings
+from litmegalodon.utils.settings import check_settings
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """The validation metrics of `ckpt_path`."""
+    from hydra.utils import instantiate
+    from lightning.pytorch import seed_everything
+
+    from litmegalodon.utils.instantiate import make_trainer
+    from litmegalodon.utils.printing import describe_data
+
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule = instantiate(cfg.data)
+    datamodule.setup()
+    say(describe_data(datamodule.summary()))
+    trainer = make_trainer(cfg)
+    trainer.validate(
+        instantiate(cfg.model), datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False
+    )
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="eval.yaml")
+def main(cfg: DictConfig) -> None:
+    """Evaluate one checkpoint."""
+    with errors.running(cfg.extras.tracebacks):
+        adopt_settings(cfg, HydraConfig.get().overrides.task)
+        check_settings(cfg)
+        opening(cfg)
+        for name, value in evaluate(cfg).items():
+            say(f"{name:20} {value:.6g}")
+        say(f"run folder: {short_path(Path(cfg.paths.output_dir))}")
+
+
+if __name__ == "__main__":
+    with errors.composing():
+        prepare(__file__)
+        main()

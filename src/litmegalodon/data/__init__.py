@@ -1,0 +1,48 @@
+"""Documents, tokens and the one global order in which they are trained.
+
+A source gives documents (`documents`, `stdlib`), a tokenizer turns them into tokens (`tokenizer`),
+`packing` cuts them into rows, `order` says which row comes when, and `datamodule` hands batches to
+Lightning. Importing this package costs neither torch nor lightning: the data module is loaded when
+it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from litmegalodon.data.documents import (
+    Document,
+    DocumentSource,
+    ListSource,
+    compression_baselines,
+    corpus_fingerprint,
+)
+from litmegalodon.data.order import permute, row_at
+from litmegalodon.data.packing import IGNORED, PackedRows
+from litmegalodon.data.stdlib import StdlibSource
+from litmegalodon.data.tokenizer import ByteTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from litmegalodon.data.datamodule import TextDataModule
+
+__all__ = [
+    "IGNORED",
+    "ByteTokenizer",
+    "Document",
+    "DocumentSource",
+    "ListSource",
+    "PackedRows",
+    "StdlibSource",
+    "TextDataModule",
+    "Tokenizer",
+    "compression_baselines",
+    "corpus_fingerprint",
+    "permute",
+    "row_at",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TextDataModule":
+        from litmegalodon.data.datamodule import TextDataModule
+
+        return TextDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,70 @@
+"""Parameters of the released reference (XuezheMax/megalodon)."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from litmegalodon.models.megalodon import Megalodon
+
+
+class LoadReport(NamedTuple):
+    """Names that the model has and the file lacks, names that nothing here uses, and buffers left out on purpose."""
+
+    missing: list[str]
+    unexpected: list[str]
+    ignored: list[str]
+
+
+def load_reference_state_dict(
+    model: Megalodon, state_dict: Mapping[str, Tensor], strict: bool = True
+) -> LoadReport:
+    """Copy the reference's parameters into the model, in the model's dtype and device.
+
+    The reference's rotary frequencies and prior statistics are buffers that its own model never changes; they are
+    reported as ignored. A prior that would change the result (prior_count above 0) is refused.
+
+    Args:
+        state_dict: as saved by the reference: one file's names and tensors, not sharded.
+        strict: refuse missing or unexpected names; else only report them.
+
+    Raises:
+        ValueError: a shape differs, a prior is set, or (strict) names do not match.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    ignored = [name for name in state_dict if _is_constant(name)]
+    for name in ignored:
+        if name.endswith("prior_count") and int(state_dict[name]) != 0:
+            raise ValueError(
+                f"{name}={int(state_dict[name])}: a TimestepNorm with a prior is not supported; it must be 0"
+            )
+    missing = sorted(own.keys() - state_dict.keys())
+    unexpected = sorted(state_dict.keys() - own.keys() - set(ignored))
+    if model.config.share_emb and "output.output.weight" in missing:
+        missing.remove("output.output.weight")
+    if strict and (missing or unexpected):
+        raise ValueError(
+            f"state dict does not match the model: missing {missing or 'nothing'}, "
+            f"unexpected {unexpected or 'nothing'}; check model.config, or pass strict=False"
+        )
+    given = {name: state_dict[name] for name in own if name in state_dict}
+    for name, value in given.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, the model {tuple(own[name].shape)}; check model.config"
+            )
+    if model.config.share_emb and {"embed.weight", "output.output.weight"} <= given.keys():
+        if not torch.equal(given["embed.weight"], given["output.output.weight"]):
+            raise ValueError(
+                "model.config.share_emb=True: embed.weight and output.output.weight differ in this "
+                "state dict; set share_emb=false"
+            )
+    with torch.no_grad():
+        for name, value in given.items():
+            own[name].copy_(value)
+    return LoadReport(missing, unexpected, ignored)
+
+
+def _is_constant(name: str) -> bool:
+    return name == "rope.freqs" or name.rpartition(".")[2].startswith("prior_")

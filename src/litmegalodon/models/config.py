@@ -1,0 +1,147 @@
+"""The shape of a MEGALODON. Imports nothing heavy, so that a setting can be refused before torch is loaded."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+INIT_MODES = ("he", "bert", "xavier", "gaussian", "none")
+
+
+@dataclass(frozen=True)
+class MegalodonConfig:
+    """Sizes and switches of the network; names as in the released reference.
+
+    Attributes:
+        vocab_size: number of token ids.
+        num_layers: number of blocks.
+        model_dim: D, width of the residual stream.
+        z_dim: width of the shared representation of queries and keys, over all heads.
+        value_dim: width of values and of the gate, over all heads.
+        num_heads: H, attention heads.
+        ffn_hidden_dim: hidden width of the feed-forward network.
+        cema_ndim: N, complex states a channel, at most 32.
+        chunk_size: C, tokens that attend to one another.
+        norm_num_groups: G, groups of features that TimestepNorm normalises together.
+        norm_affine: learn weights of RMSNorm and bias and weights of LayerNorm (TimestepNorm always does).
+        norm_eps: added to every variance or mean square before its root.
+        rope_base: base of rotary frequencies; None is 10,000.
+        swiglu: gate the feed-forward network by a third matrix.
+        rescale_nffn: scale the feed-forward output by a learnt vector that starts at 0.1 * 0.5^layer.
+        scale_emb: multiply embeddings by sqrt(D).
+        share_emb: use the embedding matrix as output matrix.
+        output_size: number of outputs; -1 is vocab_size.
+        dropout: on embeddings and on what a block adds to the residual stream.
+        hidden_dropout: inside a block.
+        attention_dropout: DropKey, the probability that a (query, key) pair is hidden.
+        init_mode: how weight matrices start: he, bert, xavier, gaussian or none.
+
+    Raises:
+        ValueError: a field's value, with its name and the fix.
+    """
+
+    vocab_size: int
+    num_layers: int
+    model_dim: int
+    z_dim: int
+    value_dim: int
+    num_heads: int
+    ffn_hidden_dim: int
+    cema_ndim: int = 16
+    chunk_size: int = 2048
+    norm_num_groups: int = 32
+    norm_affine: bool = True
+    norm_eps: float = 1e-5
+    rope_base: float | None = None
+    swiglu: bool = False
+    rescale_nffn: bool = False
+    scale_emb: bool = False
+    share_emb: bool = False
+    output_size: int = -1
+    dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_mode: str = "he"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_type(field.name, field.type)
+        for name in (
+            "vocab_size",
+            "num_layers",
+            "model_dim",
+            "z_dim",
+            "value_dim",
+            "num_heads",
+            "ffn_hidden_dim",
+            "cema_ndim",
+            "chunk_size",
+            "norm_num_groups",
+        ):
+            if getattr(self, name) < 1:
+                self._refuse(name, "must be at least 1")
+        for name in ("z_dim", "value_dim"):
+            self._check_divides(name, "num_heads")
+        self._check_divides("model_dim", "norm_num_groups")
+        if self.model_dim == self.norm_num_groups:
+            self._refuse(
+                "norm_num_groups",
+                f"gives groups of one feature, whose first variance is 0; at most {self.model_dim // 2}",
+            )
+        if (self.z_dim // self.num_heads) % 2:
+            self._refuse(
+                "z_dim",
+                f"gives {self.z_dim // self.num_heads} features a head, and rotary positions need an "
+                f"even number; use a multiple of {2 * self.num_heads}",
+            )
+        if self.cema_ndim > 32:
+            self._refuse("cema_ndim", "must be at most 32")
+        if not 0.0 < self.norm_eps < 1.0:
+            self._refuse("norm_eps", "must be between 0 and 1, for example 1e-5")
+        if self.rope_base is not None and not (
+            self.rope_base > 1.0 and math.isfinite(self.rope_base)
+        ):
+            self._refuse("rope_base", "must be above 1, for example 10000, or null")
+        if self.output_size != -1 and self.output_size < 1:
+            self._refuse("output_size", "must be at least 1, or -1 for vocab_size")
+        if self.share_emb and self.output_size not in (-1, self.vocab_size):
+            self._refuse(
+                "output_size", "must be -1 with share_emb=true, which ties it to vocab_size"
+            )
+        for name in ("dropout", "hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                self._refuse(name, "must be at least 0 and below 1")
+        if self.init_mode not in INIT_MODES:
+            self._refuse("init_mode", f"must be one of {', '.join(INIT_MODES)}")
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the logits."""
+        return self.vocab_size if self.output_size == -1 else self.output_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, enough to build the same config again."""
+        return asdict(self)
+
+    def _refuse(self, name: str, why: str) -> None:
+        raise ValueError(f"model.config.{name}={getattr(self, name)}: {why}")
+
+    def _check_type(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if kind is bool:
+            good, noun = isinstance(value, bool), "true or false"
+        elif kind is int:
+            good, noun = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        elif kind is str:
+            good, noun = isinstance(value, str), "a word"
+        else:
+            optional = kind is not float and value is None
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good, noun = optional or number, "a number"
+        if not good:
+            self._refuse(name, f"must be {noun}")
+
+    def _check_divides(self, name: str, divisor: str) -> None:
+        value, parts = getattr(self, name), getattr(self, divisor)
+        if value % parts:
+            nearest = max(1, round(value / parts)) * parts
+            self._refuse(name, f"must be a multiple of {divisor}={parts}; the nearest is {nearest}")

@@ -1,0 +1,116 @@
+"""The small layers that a block is made of. Norm weights are stored minus one, as in the released reference.
+
+Shapes: B batch, L length, D features, N CEMA order, G groups.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from litmegalodon.ops import NormState, cema, timestep_norm
+from litmegalodon.ops.dispatch import compute_dtype
+
+
+class Linear(nn.Linear):
+    """nn.Linear that leaves its memory uninitialised: models/init.py is the one place that fills it."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing."""
+
+
+class KeepsFloat32(nn.Module):
+    """A module whose parameters stay float32 when the model is cast to bfloat16.
+
+    A bfloat16 CEMA coefficient, or weight + 1, loses what it has learnt.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def keep(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            if tensor.is_floating_point() and out.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(out.device)
+            return out
+
+        return super()._apply(keep, recurse)
+
+
+class TimestepNorm(KeepsFloat32):
+    """Group normalisation by all tokens up to the current one; see `litmegalodon.ops.timestep_norm`."""
+
+    def __init__(self, dim: int, num_groups: int, eps: float, impl: str):
+        super().__init__()
+        self.num_groups, self.eps, self.impl = num_groups, eps, impl
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+
+    def forward(
+        self, x: Tensor, state: NormState | None, resets: Tensor | None
+    ) -> tuple[Tensor, NormState]:
+        """x [B, L, D] -> normalised [B, L, D], statistics after the last token."""
+        return timestep_norm(
+            x, self.weight, self.bias, self.num_groups, self.eps, state, resets, impl=self.impl
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, groups={self.num_groups}, eps={self.eps}, impl={self.impl}"
+
+
+class ComplexEMA(KeepsFloat32):
+    """Complex exponential moving average with learnt coefficients; see `litmegalodon.ops.cema`."""
+
+    def __init__(self, dim: int, ndim: int, impl: str):
+        super().__init__()
+        self.impl = impl
+        self.alpha = nn.Parameter(torch.empty(dim, ndim, 1))
+        self.delta = nn.Parameter(torch.empty(dim, ndim, 1))
+        self.theta = nn.Parameter(torch.empty(dim, 1, 1))
+        self.gamma = nn.Parameter(torch.empty(dim, ndim, 2))
+        self.omega = nn.Parameter(torch.empty(dim, 1))
+
+    def forward(
+        self, x: Tensor, state: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, L, D] -> y [B, L, D], h [B, D, N, 2]."""
+        parameters = (self.alpha, self.delta, self.theta, self.gamma, self.omega)
+        return cema(x, *parameters, state, resets, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        return f"{self.alpha.shape[0]}, ndim={self.alpha.shape[1]}, impl={self.impl}"
+
+
+class RMSNorm(KeepsFloat32):
+    """x / sqrt(mean x^2 + eps) * (weight + 1)."""
+
+    def __init__(self, dim: int, eps: float, affine: bool):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.empty(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        y = x.to(compute_dtype(x))
+        weight = None if self.weight is None else self.weight + 1
+        return nn.functional.rms_norm(y, (self.dim,), weight, self.eps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"
+
+
+class LayerNorm(KeepsFloat32):
+    """(x - mean) / sqrt(var + eps) * (weight + 1) + bias, biased variance."""
+
+    def __init__(self, dim: int, eps: float, affine: bool):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.empty(dim)) if affine else None
+        self.bias = nn.Parameter(torch.empty(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        y = x.to(compute_dtype(x))
+        weight = None if self.weight is None else self.weight + 1
+        return nn.functional.layer_norm(y, (self.dim,), weight, self.bias, self.eps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"

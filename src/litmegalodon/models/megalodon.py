@@ -1,0 +1,180 @@
+"""MEGALODON, the network (arXiv 2404.08801): tokens in, logits and memory out.
+
+Shapes: B batch, L length, D model_dim, V outputs.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout, linear_cross_entropy
+
+from litmegalodon.models.attention import MovingAverageGatedAttention
+from litmegalodon.models.config import MegalodonConfig
+from litmegalodon.models.ffn import NormalizedFeedForward
+from litmegalodon.models.init import initialise
+from litmegalodon.models.layers import Linear, TimestepNorm
+from litmegalodon.models.state import LayerState, MegalodonState
+
+IGNORED = -100
+# Above this many logits (256 MiB in float32) the loss is computed without holding them all.
+MAX_LOGITS = 2**26
+
+
+class Block(nn.Module):
+    """One layer: gated attention with its moving average, then the feed-forward network."""
+
+    def __init__(self, config: MegalodonConfig, impl: str):
+        super().__init__()
+        self.mega = MovingAverageGatedAttention(config, impl)
+        self.nffn = NormalizedFeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None,
+        position: Tensor,
+        resets: Tensor | None,
+        seed: int | None = None,
+    ) -> tuple[Tensor, LayerState]:
+        """x [B, L, D], position int64 [B] -> [B, L, D], state."""
+        y, state = self.mega(x, state, position, resets, seed)
+        return self.nffn(y, x), state
+
+
+class Output(nn.Module):
+    """The final TimestepNorm and the output matrix."""
+
+    def __init__(self, config: MegalodonConfig, impl: str):
+        super().__init__()
+        self.final_norm = TimestepNorm(
+            config.model_dim, config.norm_num_groups, config.norm_eps, impl
+        )
+        self.output = Linear(config.model_dim, config.num_outputs, bias=False)
+
+
+class Megalodon(nn.Module):
+    """A language model whose memory is a state of fixed size.
+
+    Parameters are named as in the released reference. Built on the meta device it holds no memory until
+    `to_empty(device=...)` and `initialise(seed)`; elsewhere it is initialised from torch's default generator.
+
+    Args:
+        config: sizes and switches.
+        impl: implementation of the operators: auto, reference or torch; no part of the config.
+    """
+
+    def __init__(self, config: MegalodonConfig, impl: str = "auto"):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(
+            config.vocab_size,
+            config.model_dim,
+            _weight=torch.empty(config.vocab_size, config.model_dim),
+        )
+        self.layers = nn.ModuleList(Block(config, impl) for _ in range(config.num_layers))
+        self.output = Output(config, impl)
+        if config.share_emb:
+            self.output.output.weight = self.embed.weight
+        if not self.embed.weight.is_meta:
+            self.initialise(int(torch.randint(2**62, ())))
+
+    def initialise(self, seed: int) -> None:
+        """Fill every parameter; the same seed gives the same weights on any device or sharding."""
+        initialise(self, self.config, seed)
+
+    def forward(
+        self, tokens: Tensor, state: MegalodonState | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, MegalodonState]:
+        """Read tokens and predict, at each, the next one.
+
+        Args:
+            tokens: int64 [B, L], any L >= 1.
+            state: memory of what came before; nothing by default.
+            resets: bool [B, L], True at a document's first token, which then sees nothing before it.
+
+        Returns:
+            logits [B, L, V], float32 (float64 in a float64 model), and the memory after the last token. Any split
+            of a sequence into calls gives the same.
+
+        Raises:
+            ValueError: a shape or dtype that can't be served.
+        """
+        x, state = self._hidden(tokens, state, resets)
+        logits = self.output.output(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), state
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: MegalodonState | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, MegalodonState]:
+        """Negative log-likelihood of targets, without a full copy of the logits where they would be large.
+
+        Args:
+            tokens, state, resets: as in `forward`.
+            targets: int64 [B, L]; -100 is ignored.
+
+        Returns:
+            sum of the negative log-likelihoods in nats (float32 or better), number of valid targets (int64), memory.
+        """
+        if targets.shape != tokens.shape:
+            raise ValueError(
+                f"targets has shape {tuple(targets.shape)}; it must be that of tokens, {tuple(tokens.shape)}"
+            )
+        x, state = self._hidden(tokens, state, resets)
+        weight = self.output.output.weight
+        flat, labels = x.flatten(0, 1), targets.flatten()
+        if labels.numel() * weight.shape[0] > MAX_LOGITS:
+            options = torch.nn.LinearCrossEntropyOptions()
+            nll = linear_cross_entropy(
+                flat, weight, labels, ignore_index=IGNORED, reduction="sum", options=options
+            )
+        else:
+            logits = self.output.output(flat)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            nll = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return nll, (labels != IGNORED).sum(), state
+
+    def _hidden(
+        self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None
+    ) -> tuple[Tensor, MegalodonState]:
+        """Everything but the output matrix: [B, L, D] after the final norm."""
+        self._check(tokens, state, resets)
+        position = tokens.new_zeros(tokens.shape[0]) if state is None else state.position
+        x = self.embed(tokens)
+        if self.config.scale_emb:
+            x = x * math.sqrt(self.config.model_dim)
+        x = dropout(x, self.config.dropout, self.training)
+        ends = []
+        for i, block in enumerate(self.layers):
+            # Drawn here, outside what may be recomputed in the backward pass.
+            seed = None
+            if self.training and self.config.attention_dropout > 0.0:
+                seed = int(torch.randint(2**62, ()))
+            x, end = block(x, state.layers[i] if state else None, position, resets, seed)
+            ends.append(end)
+        x, norm = self.output.final_norm(x, state.norm if state else None, resets)
+        return x, MegalodonState(position + tokens.shape[1], tuple(ends), norm)
+
+    def _check(self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None) -> None:
+        if tokens.dim() != 2 or tokens.shape[1] < 1:
+            raise ValueError(
+                f"tokens has shape {tuple(tokens.shape)}; it must be [batch, length], length at least 1"
+            )
+        if resets is not None and (resets.dtype != torch.bool or resets.shape != tokens.shape):
+            raise ValueError(
+                f"resets is {resets.dtype} {tuple(resets.shape)}; it must be bool {tuple(tokens.shape)}"
+            )
+        if state is None:
+            return
+        if state.batch != tokens.shape[0]:
+            raise ValueError(f"state has {state.batch} rows, tokens {tokens.shape[0]}")
+        shape = (self.config.model_dim, self.config.cema_ndim)
+        if len(state.layers) != len(self.layers) or state.layers[0].h.shape[1:3] != shape:
+            raise ValueError(
+                f"state is of a model with {len(state.layers)} layers of [model_dim, cema_ndim] "
+                f"{list(state.layers[0].h.shape[1:3])}; this one has {len(self.layers)} of {list(shape)}"
+            )

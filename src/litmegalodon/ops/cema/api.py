@@ -1,0 +1,47 @@
+"""The public function of the complex exponential moving average."""
+
+from torch import Tensor
+
+from litmegalodon.ops.cema.pytorch import cema_pytorch
+from litmegalodon.ops.cema.reference import cema_reference
+from litmegalodon.ops.dispatch import check_input, choose
+
+
+def cema(
+    x: Tensor,
+    alpha: Tensor,
+    delta: Tensor,
+    theta: Tensor,
+    gamma: Tensor,
+    omega: Tensor,
+    state: Tensor | None = None,
+    resets: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Complex exponential moving average of x along time.
+
+    h_t = q h_{t-1} + p x_t and y_t = Re sum_n g_n h_{t,n} + omega x_t, with p = sigmoid(alpha),
+    |q| = 1 - sigmoid(alpha) sigmoid(delta), arg q_n = n sigmoid(theta) 2 pi / N, g = gamma / sqrt(N).
+
+    Args:
+        x: [B, L, D], any L >= 1; float32, float64 or bfloat16.
+        alpha, delta: [D, N, 1].
+        theta: [D, 1, 1].
+        gamma: [D, N, 2], real and imaginary part.
+        omega: [D, 1], the weight of the input itself.
+        state: h before the first token, real [B, D, N, 2]; zero by default.
+        resets: bool [B, L]; h is zeroed before a token where True.
+        impl: auto, reference or torch.
+
+    Returns:
+        y [B, L, D] in x's dtype and h [B, D, N, 2] after the last token, float32 (float64 for float64 x).
+
+    Raises:
+        ValueError: a dtype, shape or impl that can't be served.
+
+    Source: released reference (the paper's eq. 2 also rotates the input by q's phase; the code does not).
+    """
+    check_input("cema", x, resets)
+    form = choose("cema", impl, {"reference": cema_reference, "torch": cema_pytorch})
+    return form(x, alpha, delta, theta, gamma, omega, state, resets)

@@ -1,0 +1,64 @@
+"""The public function of chunk attention."""
+
+import torch
+from torch import Tensor
+
+from litmegalodon.ops.chunk_attention.pytorch import chunk_attention_pytorch
+from litmegalodon.ops.chunk_attention.reference import chunk_attention_reference
+from litmegalodon.ops.chunk_attention.state import KeyValueState
+from litmegalodon.ops.dispatch import check_input, choose
+
+
+def chunk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    chunk_size: int,
+    rope_base: float = 10_000.0,
+    position: int | Tensor = 0,
+    kv: KeyValueState | None = None,
+    resets: Tensor | None = None,
+    dropkey: float = 0.0,
+    seed: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, KeyValueState]:
+    """Causal softmax attention inside chunks of `chunk_size` tokens; nothing reaches into another chunk.
+
+    Scores are q . k without a further scale. Chunks are cut on the grid of positions, which resets do not shift.
+
+    Args:
+        q, k: [B, L, H, z], not rotated, z even; v: [B, L, H, e], any e.
+        chunk_size: C.
+        rope_base: base of the rotary frequencies.
+        position: tokens before this call, int or int64 [B].
+        kv: keys and values of the chunk that the call begins in.
+        resets: bool [B, L]; a token where True sees nothing before it.
+        dropkey: probability that a (query, key) pair is hidden before the softmax (no rescaling).
+        seed: of DropKey's mask, needed with dropkey > 0; up to 64 bits.
+        impl: auto, reference or torch.
+
+    Returns:
+        out [B, L, H, e] in v's dtype, and the keys and values of the chunk that the call ends in.
+
+    Raises:
+        ValueError: a dtype, shape, setting or impl that can't be served.
+
+    Source: paper, section 3.3; released reference (RoPE positions local to the chunk, DropKey).
+    """
+    check_input("chunk_attention", v, resets)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_attention: chunk_size={chunk_size}; must be at least 1")
+    if q.shape[-1] % 2:
+        raise ValueError(f"chunk_attention: q has {q.shape[-1]} features a head; RoPE needs pairs")
+    if not 0.0 <= dropkey < 1.0:
+        raise ValueError(f"chunk_attention: dropkey={dropkey}; must be in [0, 1)")
+    if dropkey > 0.0 and seed is None:
+        raise ValueError(f"chunk_attention: dropkey={dropkey} needs a seed")
+    forms = {"reference": chunk_attention_reference, "torch": chunk_attention_pytorch}
+    form = choose("chunk_attention", impl, forms)
+    position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
+    if kv is None:
+        kv = KeyValueState.fresh(k, v)
+    drop = (dropkey, seed) if dropkey > 0.0 else None
+    return form(q, k, v, chunk_size, rope_base, position, kv, resets, drop)

@@ -1,0 +1,208 @@
+"""Chunk attention as a few batches of plain causal attention.
+
+Chunk boundaries and documents' first tokens cut a sequence into runs that see nothing of one another; each is causal
+attention over a contiguous stretch. The one exception is the run that continues the incoming chunk, whose keys begin
+with the cached ones.
+
+Shapes: B batch, L length, H heads, C chunk, S slots of the cache.
+"""
+
+import torch
+from torch import Tensor
+
+from litmegalodon.ops.chunk_attention.causal import causal_attention
+from litmegalodon.ops.chunk_attention.dropkey import dropped
+from litmegalodon.ops.chunk_attention.rope import rope
+from litmegalodon.ops.chunk_attention.state import KeyValueState
+from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.segments import Segments
+
+Drop = tuple[float, int] | None
+
+
+def chunk_attention_pytorch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    rope_base: float,
+    position: Tensor,
+    kv: KeyValueState,
+    resets: Tensor | None,
+    drop: Drop,
+) -> tuple[Tensor, KeyValueState]:
+    """See `litmegalodon.ops.chunk_attention`."""
+    length = q.shape[1]
+    offset = position % chunk_size
+    aligned = bool((offset == offset[0]).all())
+    if resets is not None and not resets.any():
+        resets = None
+    positions = (position[:1] if aligned else position)[:, None]
+    positions = positions + torch.arange(length, device=q.device)  # B or 1 x L
+    q, k = (rope(u, positions % chunk_size, chunk_size, rope_base) for u in (q, k))
+    dtype = compute_dtype(v)
+    wide = [u.to(dtype) for u in (q, k, v)]
+    positions = positions.expand(q.shape[0], -1)
+    if aligned and resets is None:
+        out = _on_grid(*wide, chunk_size, positions, kv, drop)
+    else:
+        out = _in_runs(*wide, chunk_size, positions, kv, resets, drop)
+    return out.to(v.dtype), _outgoing(k, v, chunk_size, position, kv, resets, aligned)
+
+
+def _on_grid(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    positions: Tensor,
+    kv: KeyValueState,
+    drop: Drop,
+) -> Tensor:
+    """All rows stand at the same place in their chunk and no document begins: head, whole chunks, tail are views."""
+    batch, length = q.shape[:2]
+    offset = int(positions[0, 0]) % chunk_size
+    head = min(length, -offset % chunk_size)
+    whole = (length - head) // chunk_size * chunk_size
+    outputs = []
+    if head > 0:
+        outputs.append(
+            _continue(*(u[:, :head] for u in (q, k, v)), chunk_size, positions[:, :head], kv, drop)
+        )
+    for start, stop, size in (
+        (head, head + whole, chunk_size),
+        (head + whole, length, length - head - whole),
+    ):
+        if start < stop:
+            parts = [u[:, start:stop].reshape(-1, size, *u.shape[2:]) for u in (q, k, v)]
+            at = positions[:, start:stop].reshape(-1, size)
+            hidden = _dropkey(drop, q.shape[2], _rows(at, batch), at, at, chunk_size)
+            outputs.append(causal_attention(*parts, None, hidden).reshape(batch, -1, *v.shape[2:]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _in_runs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    positions: Tensor,
+    kv: KeyValueState,
+    resets: Tensor | None,
+    drop: Drop,
+) -> Tensor:
+    """The general case: cut at chunk boundaries and resets, gather runs of similar length into padded batches."""
+    batch, length = q.shape[:2]
+    boundaries = positions % chunk_size == 0
+    if resets is not None:
+        boundaries = boundaries | resets
+    runs = Segments(boundaries)
+    # A row's first run continues the cached chunk unless a document or a chunk begins right there.
+    row_starts = runs.starts % length == 0
+    continues = row_starts & ~boundaries[runs.starts // length, 0]
+    continues &= (kv.length > 0)[runs.starts // length]
+
+    flat_q, flat_k, flat_v = (u.flatten(0, 1) for u in (q, k, v))
+    outputs, order = [], []
+    if continues.any():
+        rows = runs.starts[continues] // length
+        sizes = runs.lengths[continues]
+        first = int(sizes.max())
+        here = KeyValueState(kv.k[rows], kv.v[rows], kv.length[rows])
+        valid = torch.arange(first, device=q.device) < sizes[:, None]
+        parts = [torch.where(valid[..., None, None], u[rows, :first], 0) for u in (q, k, v)]
+        out = _continue(*parts, chunk_size, positions[rows, :first], here, drop, rows)
+        outputs.append(out[valid])
+        order.append((rows[:, None] * length + torch.arange(first, device=q.device))[valid])
+    for which, tokens, valid in runs.buckets(~continues):
+        mask = valid[..., None, None]
+        parts = [torch.where(mask, u[tokens], 0) for u in (flat_q, flat_k, flat_v)]
+        at = positions.flatten()[tokens]
+        hidden = _dropkey(drop, q.shape[2], runs.starts[which] // length, at, at, chunk_size)
+        outputs.append(causal_attention(*parts, None, hidden)[valid])
+        order.append(tokens[valid])
+    back = torch.cat(order).argsort()
+    return torch.cat(outputs)[back].view(batch, length, *v.shape[2:])
+
+
+def _continue(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    positions: Tensor,
+    kv: KeyValueState,
+    drop: Drop,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Attention of tokens whose chunk began in an earlier call: cached keys first, then their own."""
+    batch, slots = kv.k.shape[:2]
+    if rows is None:
+        rows = torch.arange(batch, device=q.device)
+    slot = torch.arange(slots, device=q.device).expand(batch, -1)
+    offset = positions[:, :1] % chunk_size
+    cached = (slot < offset) & (slot >= offset - kv.length[:, None])
+    mask = cached[..., None, None]
+    keys = torch.cat([torch.where(mask, kv.k, 0).to(k.dtype), k], dim=1)
+    values = torch.cat([torch.where(mask, kv.v, 0).to(v.dtype), v], dim=1)
+    visible = None
+    if not cached.all():
+        visible = torch.cat([cached, torch.ones_like(positions, dtype=torch.bool)], dim=1)
+    at = torch.cat([slot, positions % chunk_size], dim=1)
+    hidden = _dropkey(drop, q.shape[2], rows, positions, at, chunk_size)
+    return causal_attention(q, keys, values, visible, hidden)
+
+
+def _rows(at: Tensor, batch: int) -> Tensor:
+    """The batch row of each chunk of at [B * chunks, size]."""
+    return torch.arange(at.shape[0], device=at.device) // (at.shape[0] // batch)
+
+
+def _dropkey(drop: Drop, heads: int, rows: Tensor, queries: Tensor, keys: Tensor, chunk_size: int):
+    """DropKey's mask for blocks of rows of n attentions, from the positions of queries [n, Q] and keys [n, K]."""
+    if drop is None:
+        return None
+    chunk = queries[:, 0] // chunk_size
+    queries, keys = queries % chunk_size, keys % chunk_size
+
+    def hidden(first: int, end: int, end_key: int) -> Tensor:
+        return dropped(*drop, rows, chunk, heads, queries[:, first:end], keys[:, :end_key])
+
+    return hidden
+
+
+def _outgoing(
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    position: Tensor,
+    kv: KeyValueState,
+    resets: Tensor | None,
+    aligned: bool,
+) -> KeyValueState:
+    """Rotated keys and values of the chunk in which the call ends; k, v [B, L, H, *]."""
+    length = k.shape[1]
+    offset, end = position % chunk_size, (position + length) % chunk_size
+    known = kv.length + length
+    if resets is not None:
+        since = torch.arange(length, 0, -1, device=k.device)
+        known = torch.where(resets.any(1), torch.where(resets, since, length).amin(1), known)
+    visible = torch.minimum(end, known)
+    slots = int(end.max())
+    if aligned and length >= slots and resets is None:
+        # Clones, so that a small state does not keep a long call's keys alive.
+        return KeyValueState(
+            k[:, length - slots :].clone(), v[:, length - slots :].clone(), visible
+        )
+    # Slot i of a row holds its token i - end + L of this call, or a slot of the cache where that is negative.
+    slot = torch.arange(slots, device=k.device)
+    token = slot - end[:, None] + length
+    source = torch.where(token >= 0, kv.k.shape[1] + token, token + offset[:, None])
+    held = (slot < end[:, None]) & (slot >= (end - visible)[:, None])
+    source = torch.where(held, source, 0)
+    sides = []
+    for cached, new in ((kv.k, k), (kv.v, v)):
+        both = torch.cat([cached.to(new.dtype), new], dim=1)
+        row = torch.arange(both.shape[0], device=k.device)[:, None]
+        sides.append(torch.where(held[..., None, None], both[row, source], 0))
+    return KeyValueState(*sides, visible)

@@ -1,0 +1,32 @@
+"""Rotary position embedding with positions that count from the chunk's first token.
+
+Pairs are adjacent features (x_2j, x_2j+1), as in the original LLaMA code. Angles are made in float64 where they are
+used and are no buffer of a module, so no cast of a model can round them.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from litmegalodon.ops.dispatch import compute_dtype
+
+
+@lru_cache(maxsize=16)
+def _table(size: int, dim: int, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """exp(i pos base^(-2j / z)) for pos < size, as complex [size, z / 2]."""
+    with torch.inference_mode(False), torch.no_grad():
+        frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+        angle = torch.arange(size, dtype=torch.float64, device=device)[:, None] * frequency
+        table = torch.polar(torch.ones_like(angle), angle)
+        return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+
+
+def rope(x: Tensor, positions: Tensor, chunk_size: int, base: float) -> Tensor:
+    """Rotate x [B, L, H, z] by its chunk positions [B, L] (or [1, L] for all rows)."""
+    dtype = compute_dtype(x)
+    table = _table(chunk_size, x.shape[-1], base, dtype, x.device)
+    # B x L x 1 x z/2
+    rotation = table[positions][:, :, None]
+    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)

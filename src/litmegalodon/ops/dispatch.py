@@ -1,0 +1,54 @@
+"""How an operator picks one of its implementations, and what every operator checks of its input."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
+
+
+def check_input(operator: str, x: Tensor, resets: Tensor | None = None) -> None:
+    """Refuse an input that no implementation serves.
+
+    Raises:
+        ValueError: x is empty or of an unsupported dtype, or resets is not bool [B, L].
+    """
+    if x.dtype == torch.float16:
+        raise ValueError(
+            f"{operator}: x is float16, whose range (65,504) the running states overflow; use bfloat16"
+        )
+    if x.dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"{operator}: x is {x.dtype}; use float32, float64 or bfloat16")
+    if x.shape[1] < 1:
+        raise ValueError(f"{operator}: x has shape {tuple(x.shape)}; a call needs at least 1 token")
+    if resets is not None and (resets.dtype != torch.bool or resets.shape != x.shape[:2]):
+        raise ValueError(
+            f"{operator}: resets is {resets.dtype} {tuple(resets.shape)}; "
+            f"it must be bool {tuple(x.shape[:2])}, True at a document's first token"
+        )
+
+
+def choose(operator: str, impl: str, forms: dict[str, Callable]) -> Callable:
+    """Return the implementation that `impl` names; `auto` takes the fastest one there is.
+
+    An explicit choice is obeyed or refused, never replaced by another.
+
+    Raises:
+        ValueError: impl is unknown, or this operator has no such form.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl={impl!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    if impl == "auto":
+        return forms["torch"]
+    if impl not in forms:
+        raise ValueError(
+            f"impl={impl!r}: {operator} has no such implementation; "
+            f"available: {', '.join(('auto', *forms))}"
+        )
+    return forms[impl]
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums and coefficients for activations x: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,53 @@
+"""The public function of TimestepNorm."""
+
+from torch import Tensor
+
+from litmegalodon.ops.dispatch import check_input, choose
+from litmegalodon.ops.timestep_norm.pytorch import timestep_norm_pytorch
+from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
+from litmegalodon.ops.timestep_norm.state import NormState
+
+
+def timestep_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    state: NormState | None = None,
+    resets: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> tuple[Tensor, NormState]:
+    """Normalise each token by mean and variance of all tokens up to and including it, per group of features.
+
+    y_t = (x_t - mean_t) / sqrt(var_t + eps) * (weight + 1) + bias, every token weighing the same.
+
+    Args:
+        x: [B, L, D]; float32, float64 or bfloat16.
+        weight, bias: [D]; weight is stored minus one.
+        num_groups: G, divides D.
+        state: statistics of what came before; none by default.
+        resets: bool [B, L]; the statistics are forgotten before a token where True.
+        padding_mask: bool [B, L], True = padding: output 0, statistics unchanged.
+        impl: auto, reference or torch.
+
+    Returns:
+        y [B, L, D] in x's dtype and the statistics after the last token, in float64.
+
+    Raises:
+        ValueError: a dtype, shape or impl that can't be served.
+
+    Source: paper, section 3.2; released reference (biased variance, current token included, eps inside the root).
+    """
+    check_input("timestep_norm", x, resets)
+    if x.shape[-1] % num_groups:
+        raise ValueError(
+            f"timestep_norm: num_groups={num_groups} does not divide the {x.shape[-1]} features of x"
+        )
+    forms = {"reference": timestep_norm_reference, "torch": timestep_norm_pytorch}
+    form = choose("timestep_norm", impl, forms)
+    if state is None:
+        state = NormState.fresh(x.shape[0], num_groups, x.device)
+    return form(x, weight, bias, num_groups, eps, state, resets, padding_mask)

@@ -1,0 +1,131 @@
+"""The Lightning strategy of every run, from one process on a CPU to many GPUs: FSDP2 and sharded checkpoints."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+
+META = "meta.pt"
+PARTIAL, DOOMED = ".partial", ".deleted"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Data parallelism with sharded parameters over all processes.
+
+    A checkpoint is a directory that is complete or absent: it is written under another name and renamed at the end,
+    and renamed before it is deleted.
+
+    Args:
+        timeout_minutes: how long a process waits for another one before the run is given up.
+    """
+
+    def __init__(self, timeout_minutes: float = 30.0) -> None:
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+
+    def setup_environment(self) -> None:
+        """Start the process group and lay the processes out as a mesh with the one axis `data`."""
+        self._setup_distributed()
+        self._device_mesh = init_device_mesh(
+            self.root_device.type, (self.world_size,), mesh_dim_names=("data",)
+        )
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """Number of data-parallel ranks, and which of them this process is."""
+        data = self.device_mesh["data"]
+        return {"num_replicas": data.size(), "rank": data.get_local_rank()}
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keep gradients unreduced during a micro-batch that does not end a step."""
+        modules = [m for m in self.lightning_module.modules() if isinstance(m, FSDPModule)]
+        for module in modules:
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_requires_gradient_sync(True, recurse=False)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint directory; it appears under its name only once it is whole."""
+        path = Path(self.broadcast(filepath))
+        partial = path.with_name(path.name + PARTIAL)
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            self.remove_checkpoint(path)
+            partial.rename(path)
+        self.barrier()
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        """Delete a checkpoint so that no moment shows a damaged one under its name."""
+        path = Path(filepath)
+        if self.is_global_zero and path.exists():
+            doomed = path.with_name(path.name + DOOMED)
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load tensors into the model and optimizer in place and return the rest.
+
+        Raises:
+            ValueError: it is no complete checkpoint, or of a model of another shape.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        check_same_model(
+            self.lightning_module.hparams["config"], read_meta(path), f"ckpt_path={path}"
+        )
+        return super().load_checkpoint(path, weights_only=True)
+
+
+def check_same_model(ours: Mapping[str, Any], meta: Mapping[str, Any], setting: str) -> None:
+    """Compare a model's config with the one a checkpoint was made with.
+
+    Args:
+        ours: the model's config.
+        meta: of `read_meta`.
+        setting: what named the checkpoint, for the message.
+
+    Raises:
+        ValueError: they differ in anything that shapes or interprets the weights.
+    """
+    theirs = meta["hyper_parameters"]["config"]
+    # Dropout and initialisation change no weight that is there already.
+    harmless = {"dropout", "hidden_dropout", "attention_dropout", "init_mode"}
+    names = [k for k in sorted({*ours, *theirs} - harmless) if ours.get(k) != theirs.get(k)]
+    if names:
+        listed = ", ".join(f"model.config.{k}={ours.get(k)} (there {theirs.get(k)})" for k in names)
+        raise ValueError(f"{setting}: is of another model: {listed}; use its settings")
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors.
+
+    Raises:
+        ValueError: the path is no complete checkpoint.
+    """
+    path = Path(path)
+    if not ((path / META).is_file() and (path / ".metadata").is_file()):
+        raise ValueError(
+            f"ckpt_path={path}: is not a complete checkpoint (a folder with {META} and .metadata); "
+            "take a folder of a run's checkpoints/, or ckpt_path=last"
+        )
+    return torch.load(path / META, weights_only=True)

@@ -1,0 +1,208 @@
+"""Which checkpoints a run keeps: the newest, to continue from, and the best by validation.
+
+Both are saved only where an optimizer step is complete, so a resumed run repeats and skips nothing.
+A checkpoint replaces an older one only once it is complete: at any moment there is a usable
+checkpoint.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+META = "meta.pt"
+METADATA = ".metadata"
+
+
+def is_complete(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint was written to its end: a directory with both indices, or a file."""
+    path = Path(path)
+    return path.is_file() or ((path / META).is_file() and (path / METADATA).is_file())
+
+
+class _OwnedCheckpoint(ModelCheckpoint):
+    """One kind of checkpoint in one folder, of which only the current one stays."""
+
+    # File names begin with this.
+    kind: str
+
+    def __init__(self, dirpath: str | os.PathLike[str], filename: str, **settings: Any) -> None:
+        super().__init__(
+            dirpath=os.fspath(dirpath),
+            filename=filename,
+            save_top_k=1,
+            save_last=False,
+            save_on_exception=False,
+            save_on_train_epoch_end=False,
+            # A metric's name holds a slash, which would become a folder.
+            auto_insert_metric_name=False,
+            # A step saved again after a resume is the same checkpoint, not a `-v1` beside it.
+            enable_version_counter=False,
+            **settings,
+        )
+        self._foreign: set[Path] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the first process's folder, and refuse validation in mid-accumulation."""
+        self.dirpath = trainer.strategy.broadcast(self.dirpath)
+        every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage == "fit" and isinstance(every, int) and every % accumulate:
+            raise ValueError(
+                f"trainer.val_check_interval={every}: must be a multiple of "
+                f"trainer.accumulate_grad_batches={accumulate}, so that validation follows a complete "
+                f"optimizer step; try {max(1, round(every / accumulate)) * accumulate}"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where training starts, and whose checkpoints are in the folder."""
+        # The state trained from is not saved once more, least of all during its next step.
+        self._last_global_step_saved = trainer.global_step
+        resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        ours = resumed is not None and Path(self.dirpath).resolve() in resumed.parents
+        self._foreign = set() if ours else set(self._present())
+        if self._foreign:
+            rank_zero_info(
+                f"{self.dirpath} holds {self.kind} checkpoints of an earlier run, which are kept: "
+                f"{len(self._foreign)}"
+            )
+        # A killed run may have replaced the best that an older state names. The first process
+        # answers for all of them.
+        there = bool(self.best_model_path) and is_complete(self.best_model_path)
+        if not trainer.strategy.broadcast(there):
+            self.best_k_models = {}
+            self.best_model_path, self.best_model_score = "", None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what was best; the best of a run in another folder is not this one's."""
+        if state_dict["dirpath"] == self.dirpath:
+            super().load_state_dict(state_dict)
+
+    def _may_save(self, trainer: Trainer) -> bool:
+        return (
+            trainer.state.fn == TrainerFn.FITTING
+            and not trainer.sanity_checking
+            and not trainer.fast_dev_run
+            and trainer.global_step != self._last_global_step_saved
+        )
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        # Saving ends with a barrier: every process has written its part.
+        if not trainer.is_global_zero:
+            return
+        if not is_complete(filepath):
+            rank_zero_warn(
+                f"{filepath} is not complete after saving it; older checkpoints are kept"
+            )
+            return
+        saved = Path(filepath)
+        self._foreign.discard(saved)
+        for old in self._present():
+            if old != saved and old not in self._foreign:
+                trainer.strategy.remove_checkpoint(old)
+
+    def _present(self) -> list[Path]:
+        # With what a killed process left of one, under a longer name.
+        return sorted(Path(self.dirpath).glob(f"{self.kind}-step=*{self.FILE_EXTENSION}*"))
+
+    def _should_remove_checkpoint(self, *_: Any) -> bool:
+        # `_save_checkpoint` removes what is old, the checkpoint resumed from included.
+        return False
+
+
+class LastCheckpoint(_OwnedCheckpoint):
+    """Keep the newest state as `last-step=000020.ckpt`.
+
+    It is saved every `every_n_steps` optimizer steps and at the end of training. Where validation
+    follows the step, the checkpoint follows the validation: a run killed in between validates again
+    when it resumes, instead of losing the result.
+    """
+
+    kind = "last"
+
+    def __init__(self, dirpath: str | os.PathLike[str], every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(
+                f"callbacks.last_checkpoint.every_n_steps={every_n_steps}: must be at least 1"
+            )
+        super().__init__(dirpath, "last-step={step:06d}", every_n_train_steps=every_n_steps)
+
+    @property
+    def state_key(self) -> str:
+        """One name whatever the interval, which may change on a resume."""
+        return "LastCheckpoint"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Move to the end of the callbacks: the newest state names the best, saved before it."""
+        super().setup(trainer, pl_module, stage)
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save if a checkpoint is due and no validation follows."""
+        if self._due(trainer) and True:
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if a checkpoint is due at this step."""
+        if self._due(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final state if it is not saved yet."""
+        if not self._may_save(trainer):
+            return
+        if _amid_accumulation(trainer):
+            rank_zero_warn(
+                "training ended in the middle of an accumulation: the newest checkpoint is of step "
+                f"{self._last_global_step_saved}, not {trainer.global_step}"
+            )
+            return
+        self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _due(self, trainer: Trainer) -> bool:
+        # The final step counts here too: saved from inside the loop, a longer run continues it as
+        # if it had never ended.
+        due = (
+            trainer.global_step % self._every_n_train_steps == 0
+            or trainer.global_step == trainer.max_steps
+            or trainer.should_stop
+        )
+        return due and self._may_save(trainer) and not _amid_accumulation(trainer)
+
+
+class BestCheckpoint(_OwnedCheckpoint):
+    """Keep the state with the best validation result, as `best-step=000200-bpb=2.3456.ckpt`."""
+
+    kind = "best"
+
+    def __init__(
+        self, dirpath: str | os.PathLike[str], monitor: str = "val/bpb", mode: str = "min"
+    ) -> None:
+        name = monitor.rpartition("/")[2]
+        filename = f"best-step={{step:06d}}-{name}={{{monitor}:.4f}}"
+        super().__init__(dirpath, filename, monitor=monitor, mode=mode, every_n_epochs=1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if this validation's result is the best so far."""
+        if not self._may_save(trainer):
+            return
+        if _amid_accumulation(trainer):
+            rank_zero_warn(
+                f"validation after step {trainer.global_step} came in mid-accumulation: "
+                "its result is not considered for the best checkpoint"
+            )
+            return
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _amid_accumulation(trainer: Trainer) -> bool:
+    return trainer.fit_loop._should_accumulate()
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

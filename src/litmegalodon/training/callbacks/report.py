@@ -1,0 +1,259 @@
+"""What is left to read when a run ends: a table, the curve of the loss, and text from the model."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from litmegalodon.inference import check_drawing, continue_text
+from litmegalodon.training.callbacks.checkpoint import BestCheckpoint
+from litmegalodon.training.callbacks.progress import format_count, format_duration
+from litmegalodon.training.csv_logger import read_metrics
+
+Metrics = list[dict[str, float]]
+
+# The share of the curve's points that its smoothed line averages over.
+SMOOTHING = 0.02
+
+
+class RunReport(Callback):
+    """When training ends, print a table and a sample of text, and draw the loss.
+
+    Writes `loss.png` and `sample.txt` to `dirpath`. The curve and the figures come from
+    `metrics.csv` in `dirpath`, so a resumed run shows all of it. The sample continues the first
+    `prompt_bytes` of a held-out document by up to `sample_tokens` tokens (0: no sample) drawn from
+    a generator of its own, seeded with `seed`.
+
+    The module needs `model` (tokens, state -> logits, state); its data module `tokenizer`,
+    `validation_documents()`, `baselines()` and `summary()` with a `fingerprint` and `val_bytes`.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str],
+        prompt_bytes: int = 256,
+        sample_tokens: int = 400,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = 0.95,
+        seed: int = 0,
+    ) -> None:
+        for name, value in {"prompt_bytes": prompt_bytes, "sample_tokens": sample_tokens}.items():
+            if value < 0:
+                raise ValueError(f"callbacks.report.{name}={value}: must be 0 or more")
+        check_drawing(temperature, top_k, top_p, prefix="callbacks.report.")
+        self.dirpath = Path(dirpath)
+        self.prompt_bytes = prompt_bytes
+        self.sample_tokens = sample_tokens
+        self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.seed = seed
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seconds trained so far, which a resumed run adds to."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the seconds of the run that is resumed."""
+        self._seconds_before = state_dict["seconds"]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report; after the final checkpoint is saved, so that nothing here can cost a run."""
+        seconds = self._seconds()
+        # Every process computes the sample: with sharded parameters a forward pass takes all of
+        # them.
+        sample = self._sample(trainer, pl_module) if self.sample_tokens else None
+        if not trainer.is_global_zero:
+            return
+        metrics = read_metrics(self.dirpath / "metrics.csv")
+        baselines = trainer.datamodule.baselines()
+        parameters = sum(p.numel() for p in pl_module.model.parameters())
+        title = f"{type(pl_module.model).__name__}, {format_count(parameters)} parameters"
+        self.dirpath.mkdir(parents=True, exist_ok=True)
+        console = Console(highlight=False)
+        console.print(_table(title, _figures(trainer, metrics, seconds, baselines)))
+        if draw_loss(metrics, self.dirpath / "loss.png", title, baselines):
+            _say("loss curve", self.dirpath / "loss.png")
+        for best in (c for c in trainer.callbacks if isinstance(c, BestCheckpoint)):
+            _say("best checkpoint", best.best_model_path or "none, no validation was run")
+        if sample is not None:
+            name, prompt, continuation = sample
+            text = _sample_text(name, prompt, continuation, self.drawing["temperature"])
+            (self.dirpath / "sample.txt").write_text(text, encoding="utf-8")
+            print("\n" + "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+            _say("sample", self.dirpath / "sample.txt")
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str, bytes, bytes]:
+        documents = trainer.datamodule.validation_documents()
+        long_enough = (d for d in documents if len(d.text) > self.prompt_bytes)
+        document = next(long_enough, documents[0])
+        prompt = document.text[: self.prompt_bytes]
+        with trainer.precision_plugin.forward_context():
+            continuation = continue_text(
+                pl_module.model,
+                trainer.datamodule.tokenizer,
+                prompt,
+                self.sample_tokens,
+                **self.drawing,
+                generator=torch.Generator().manual_seed(self.seed),
+                # Processes that stopped at different tokens would wait for one another for ever.
+                agree=trainer.strategy.broadcast if trainer.world_size > 1 else None,
+            )
+        return document.name, prompt, continuation
+
+
+def draw_loss(
+    metrics: Metrics, path: Path, title: str, baselines: dict[str, float] | None = None
+) -> bool:
+    """Draw training and validation loss against tokens; False if there is none to draw.
+
+    Training loss per step is faint, its running mean full. Bits per byte, on the right, are to
+    scale with the held-out text, whose compressors' results (`baselines`, by name) are thin lines.
+    """
+    train_tokens, train = _curve(metrics, "train/loss")
+    val_tokens, val = _curve(metrics, "val/loss")
+    if not len(train):
+        return False
+    figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(train_tokens, train, color="tab:blue", alpha=0.2, linewidth=0.8)
+    smooth = _running_mean(train)
+    axes.plot(train_tokens, smooth, color="tab:blue", linewidth=1.6, label="train, running mean")
+    if len(val):
+        axes.plot(
+            val_tokens,
+            val,
+            "o-",
+            color="tab:orange",
+            markersize=4,
+            linewidth=1.2,
+            label="validation",
+        )
+
+    # Nats per token to bits per byte: a constant of the held-out text.
+    bpb_per_nat = next((r["val/bpb"] / r["val/loss"] for r in metrics if r.get("val/bpb")), None)
+    bottom = min([*smooth, *val])
+    if bpb_per_nat is not None:
+        right = axes.secondary_yaxis(
+            "right", (lambda x: x * bpb_per_nat, lambda x: x / bpb_per_nat)
+        )
+        right.set_ylabel("bits per byte of held-out text")
+        right.spines["right"].set_visible(False)
+        for name, bits in (baselines or {}).items():
+            level = bits / bpb_per_nat
+            bottom = min(bottom, level)
+            axes.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (4, 4)))
+            place = axes.get_yaxis_transform()
+            axes.text(
+                0.995, level, f"{name} {bits:.2f}", transform=place, color="0.4", fontsize=8,
+                ha="right", va="bottom",
+            )  # fmt: skip
+
+    # The first steps fall from log(vocabulary) within a few pixels: the scale is for what comes
+    # after.
+    settled = train_tokens >= 0.02 * train_tokens[-1]
+    top = max([*smooth[settled], *val])
+    axes.set_ylim(bottom - 0.06 * (top - bottom) - 1e-3, top + 0.04 * (top - bottom) + 1e-3)
+    axes.set_xlim(0, train_tokens[-1])
+    axes.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens))
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper right")
+    figure.savefig(path)
+    return True
+
+
+def _figures(
+    trainer: Trainer, metrics: Metrics, seconds: float, baselines: dict[str, float]
+) -> dict[str, str]:
+    """The table's rows, top to bottom; what was never measured is left out."""
+    summary = trainer.datamodule.summary()
+    tokens = [r["tokens"] for r in metrics if "tokens" in r]
+    speeds = [r["tokens_per_second"] for r in metrics if "tokens_per_second" in r]
+    train = [r["train/loss"] for r in metrics if "train/loss" in r]
+    validations = [r for r in metrics if "val/loss" in r]
+    rows = {"optimizer steps": f"{trainer.global_step:,}"}
+    if tokens:
+        rows["tokens"] = f"{tokens[-1]:,.0f}"
+    rows["time, validation included"] = format_duration(seconds)
+    if speeds:
+        rows["tokens per second, median"] = f"{np.median(speeds):,.0f}"
+    if train:
+        rows["training loss, mean of the end"] = f"{_running_mean(train)[-1]:.4f}"
+    if validations:
+        best = min(validations, key=lambda r: r["val/loss"])
+        rows["last validation"] = _validation(validations[-1])
+        rows["best validation"] = _validation(best)
+    for name, bits in baselines.items():
+        rows[f"{'gzip -9' if name == 'gzip' else name} on the same text"] = (
+            f"{bits:.4f} bits per byte"
+        )
+    rows["held-out text"] = f"{summary['val_bytes']:,} bytes"
+    rows["corpus fingerprint"] = str(summary["fingerprint"])
+    return rows
+
+
+def _validation(row: dict[str, float]) -> str:
+    shown = []
+    if "val/bpb" in row:
+        shown.append(f"{row['val/bpb']:.4f} bits per byte")
+    shown.append(f"loss {row['val/loss']:.4f}")
+    if "val/ppl" in row:
+        shown.append(f"perplexity {row['val/ppl']:.3f}")
+    return ", ".join([*shown, f"step {row['step']:.0f}"])
+
+
+def _table(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _say(name: str, text: Any) -> None:
+    # Plain lines: in a table a long path would be broken and could not be copied.
+    print(f"{name}: {text}", flush=True)
+
+
+def _sample_text(name: str, prompt: bytes, continuation: bytes, temperature: float) -> str:
+    return (
+        f"--- prompt: the first {len(prompt)} bytes of {name} (held out)\n"
+        f"{prompt.decode(errors='replace')}\n"
+        f"--- continued by the model at temperature {temperature}\n"
+        f"{continuation.decode(errors='replace')}\n"
+        "--- end\n"
+    )
+
+
+def _curve(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and finite values of the rows that measured `name`, both [points]."""
+    rows = [r for r in metrics if math.isfinite(r.get(name, math.nan)) and "tokens" in r]
+    return np.array([r["tokens"] for r in rows]), np.array([r[name] for r in rows])
+
+
+def _running_mean(values: Any) -> np.ndarray:
+    """Mean over the last points up to each, [points] -> [points]."""
+    values = np.asarray(values, dtype=float)
+    width = max(1, round(SMOOTHING * len(values)))
+    sums = np.concatenate([[0.0], values.cumsum()])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - width)
+    return (sums[ends] - sums[starts]) / (ends - starts)

@@ -1,0 +1,36 @@
+"""What a language model's validation is measured by."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TokenLoss(Metric):
+    """Mean negative log-likelihood a valid token, exact over ranks and uneven batches.
+
+    Sums are float64: a validation of millions of tokens loses nothing.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_dtype(torch.float64)
+        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, tokens: Tensor) -> None:
+        """Add a sum of negative log-likelihoods in nats, and the number of tokens it is over."""
+        self.nll += nll.detach().double()
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        """Nats a token, float64."""
+        return self.nll / self.tokens
+
+
+def bits_per_byte(nats_per_token: Tensor, tokens_per_byte: float) -> Tensor:
+    """The loss in bits over the bytes of the text, end-of-document tokens paid for by the bytes too."""
+    return nats_per_token / math.log(2) * tokens_per_byte

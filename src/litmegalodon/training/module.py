@@ -1,0 +1,190 @@
+"""A Megalodon as Lightning trains and validates it."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from litmegalodon.data.datamodule import Batch
+from litmegalodon.models.config import MegalodonConfig
+from litmegalodon.models.megalodon import Megalodon
+from litmegalodon.parallel import parallelize
+from litmegalodon.parallel.strategy import check_same_model, read_meta
+from litmegalodon.training.metrics import TokenLoss, bits_per_byte
+
+
+class MegalodonModule(lightning.LightningModule):
+    """The network with its loss, optimizer, schedule and metrics.
+
+    A step's loss is all negative log-likelihoods over all valid tokens, of every rank and micro-batch. Logged after
+    each optimizer step: train/loss, train/grad_norm (before clipping), train/lr, tokens (read so far, all ranks),
+    tokens_per_second; at a validation: val/loss, val/bpb, val/ppl.
+
+    Args:
+        config: the network's sizes.
+        optimizer: makes the optimizer from (name, parameter) pairs.
+        scheduler: makes the schedule from the optimizer.
+        compile: torch.compile each block.
+        init_from: checkpoint to take the weights from.
+        seed: of weights and dropout.
+        impl: implementation of the operators.
+    """
+
+    def __init__(
+        self,
+        config: MegalodonConfig,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler],
+        compile: bool = False,
+        init_from: str | None = None,
+        seed: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.compile_blocks, self.init_from, self.seed = compile, init_from, seed
+        # In the checkpoint, for whoever loads it; the loggers get the whole composed config.
+        self.save_hyperparameters({"config": config.to_dict()}, logger=False)
+        with torch.device("meta"):
+            self.model = Megalodon(config, impl)
+        self.val_loss = TokenLoss()
+        # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens.
+        self._step_sums: Tensor | None = None
+        self._last_batch: Batch | None = None
+        # Tokens read at the end of the last step, and when that was.
+        self._tokens: int | None = None
+        self._clock = time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Shard, compile and initialise the network, once."""
+        if not self.model.embed.weight.is_meta:
+            return
+        if self.compile_blocks:
+            for block in self.model.layers:
+                block.compile()
+        if self.device_mesh is not None:
+            parallelize(self.model, self.device_mesh)
+        self.model.to_empty(device=self.device)
+        self.model.initialise(self.seed)
+        if self.init_from is not None:
+            self._load_weights(self.init_from)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(self.model.named_parameters())
+        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # Dropout is a function of the seed, the place in the data and the rank: no random state to restore.
+        torch.manual_seed(_key(self.seed, int(batch["cursor"]), self.global_rank))
+        nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
+        sums = torch.stack([nll.detach().double(), valid.double()])
+        self._step_sums = sums if self._step_sums is None else self._step_sums + sums
+        self._last_batch = batch
+        # How many targets of the whole step are valid is not known yet: divide by the slots of this batch, the
+        # end of the step corrects it.
+        return nll / batch["targets"].numel()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step, note what was trained and log it."""
+        lr = self.optimizers().param_groups[0]["lr"]
+        super().optimizer_step(*args, **kwargs)
+        read = int(self._last_batch["cursor"])
+        if (data := self.trainer.datamodule) is not None:
+            data.trained(read)
+        before, self._clock = self._clock, time.perf_counter()
+        tokens = read * self._last_batch["tokens"].shape[1]
+        if self._tokens is not None:
+            self.log("tokens_per_second", (tokens - self._tokens) / (self._clock - before))
+        self._tokens = tokens
+        self.log("train/lr", lr)
+        self.log("tokens", float(tokens))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Make the gradients those of the mean over all valid tokens of the step, and clip their global norm."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
+            )
+        nll, valid = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").tolist()
+        self._step_sums = None
+        # FSDP has averaged over the ranks and Lightning over the micro-batches.
+        averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        scale = averaged_over * self._last_batch["targets"].numel() / max(valid, 1)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
+        if gradient_clip_val is not None:
+            scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
+        shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+        torch._foreach_mul_(shards, scale)
+        self.log("train/loss", nll / max(valid, 1), prog_bar=True)
+        self.log("train/grad_norm", norm)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
+        self.val_loss.update(nll, valid)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_quality("val")
+
+    def on_validation_end(self) -> None:
+        # Validating does not count as training time.
+        self._clock = time.perf_counter()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_quality("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save between the micro-batches of a step: their gradients are in no checkpoint."""
+        if self._step_sums is not None:
+            raise RuntimeError(
+                "a checkpoint was asked for between the micro-batches of an optimizer step"
+            )
+
+    def _log_quality(self, split: str) -> None:
+        # The metric has summed over the ranks; sync_dist averages equal values and keeps Lightning quiet.
+        loss = self.val_loss.compute()
+        self.val_loss.reset()
+        self.log(f"{split}/loss", loss, prog_bar=True, sync_dist=True)
+        self.log(f"{split}/ppl", loss.exp(), sync_dist=True)
+        if (data := self.trainer.datamodule) is not None:
+            tokens_per_byte = data.val_targets / data.val_bytes
+            bpb = bits_per_byte(loss, tokens_per_byte)
+            self.log(f"{split}/bpb", bpb, prog_bar=True, sync_dist=True)
+
+    def _load_weights(self, path: str) -> None:
+        """Take the weights of a checkpoint of the same shape."""
+        check_same_model(self.hparams["config"], read_meta(path), f"init_from={path}")
+        weights = {"state_dict": get_model_state_dict(self)}
+        dcp.load(weights, checkpoint_id=Path(path))
+        self.load_state_dict(weights["state_dict"])
+
+
+def _key(*numbers: int) -> int:
+    """A 63-bit number that depends on all of these."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

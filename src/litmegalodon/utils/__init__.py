@@ -1,0 +1,1 @@
+"""The command line: what happens around composing, checking and running an experiment."""

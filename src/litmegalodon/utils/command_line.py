@@ -1,0 +1,58 @@
+"""What has to be in place before Hydra reads the command line."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+# Settings whose values are paths. Hydra's grammar has no unquoted `=`, which checkpoint names hold.
+PATHS = ("ckpt_path", "init_from", "hydra.run.dir")
+UNQUOTED = re.compile(r"[\w\-./\\+%*@?|:]*")
+
+
+def prepare(script: str) -> None:
+    """Set PROJECT_ROOT, read .env and quote the paths on the command line of a script in src/."""
+    root = Path(script).resolve().parents[1]
+    os.environ.setdefault("PROJECT_ROOT", str(root))
+    read_env(root / ".env")
+    sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
+
+
+def read_env(path: Path) -> None:
+    """Put the NAME=value lines of a file into the environment; variables that exist win.
+
+    A missing file is fine. Lines that start with # and blank lines are ignored, quotes around a
+    value are taken off; anything else raises ValueError.
+    """
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        line = line.strip().removeprefix("export ")
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"{path}, line {number}: must be NAME=value, is {line!r}")
+        os.environ.setdefault(name.strip(), re.sub(r"^(['\"])(.*)\1$", r"\2", value.strip()))
+
+
+def quote_path(argument: str) -> str:
+    """Quote the value of `name=path` for Hydra where the path holds characters that it parses.
+
+    Commas still separate the values of a sweep; a value with quotes is left alone.
+    """
+    name, equals, value = argument.partition("=")
+    if not equals or name.lstrip("+") not in PATHS or value[:1] in ("'", '"'):
+        return argument
+    parts = [p if UNQUOTED.fullmatch(p) else f"'{_escape(p)}'" for p in value.split(",")]
+    return f"{name}={','.join(parts)}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("'", "\\'")
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of its run that prints, told from the environment."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank == "0" for rank in ranks if rank is not None), True)

@@ -1,0 +1,84 @@
+"""A user's mistake ends in one line on stderr and exit code 2; a bug ends in a traceback."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import OmegaConfBaseException
+
+# Hydra prints its own errors over several lines unless this variable is 1: then it raises them.
+VARIABLE = "HYDRA_FULL_ERROR"
+TRACEBACKS_WANTED = os.environ.get(VARIABLE) == "1"
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Around a `hydra.main` function: mistakes on the command line or in a config file."""
+    os.environ[VARIABLE] = "1"
+    with one_line():
+        yield
+
+
+@contextmanager
+def running(tracebacks: bool = False) -> Iterator[None]:
+    """Around what a `hydra.main` function does: mistakes in settings."""
+    if not TRACEBACKS_WANTED:
+        # Processes that the run starts inherit the environment, and it was not the user who set it.
+        os.environ.pop(VARIABLE, None)
+    with one_line(tracebacks):
+        yield
+    os.environ[VARIABLE] = "1"
+
+
+@contextmanager
+def one_line(tracebacks: bool = False) -> Iterator[None]:
+    """Turn a user's mistake into one line and exit code 2, Ctrl-C into one line and 130."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        error = cause(error)
+        if tracebacks or TRACEBACKS_WANTED or not is_users(error):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error that a config's object raised, without Hydra's wrapping."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error is about settings or files rather than a bug."""
+    if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
+        return True
+    # Lightning's is known by name: importing it takes seconds.
+    return type(error).__name__ == "MisconfigurationException"
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for an error, Hydra's own ones reworded to name the setting and the fix."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: there is no such {group}; there are {', '.join(error.options)}"
+    text = " ".join(str(error).split())
+    if "Could not override" in text:
+        key = text.split("'")[1]
+        return f"{key}: there is no such setting; --help lists them, +{key}=... adds one"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {error.msg.splitlines()[0]}" if error.full_key else text
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; quote the value, as 'name=\"a value\"'"
+    return text

@@ -1,0 +1,72 @@
+"""Lightning's objects from a configuration that check_settings has passed."""
+
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from litmegalodon.utils.errors import cause
+from litmegalodon.utils.printing import tame_lightning
+
+
+def make_trainer(cfg: DictConfig) -> Trainer:
+    """The trainer with the callbacks and loggers of a configuration."""
+    tame_lightning()
+    settings: dict[str, Any] = {
+        "accelerator": accelerator(cfg.trainer.accelerator),
+        "callbacks": make_list(cfg.get("callbacks"), "callbacks", Callback),
+        # None would be Lightning's own logger.
+        "logger": make_list(cfg.get("logger"), "logger", Logger) or False,
+        # ModelCheckpoint is not wanted where no checkpoint callback is.
+        "enable_checkpointing": "last_checkpoint" in (cfg.get("callbacks") or {}),
+    }
+    if "validate_every" in cfg and "val_check_interval" not in cfg.trainer:
+        # Lightning counts micro-batches here.
+        steps = min(cfg.validate_every, cfg.trainer.max_steps)
+        settings["val_check_interval"] = steps * cfg.trainer.accumulate_grad_batches
+    return instantiate(cfg.trainer, **settings)
+
+
+def make_list(group: DictConfig | None, name: str, kind: type) -> list[Any]:
+    """The objects of a config group, each a node with `_target_`; nodes that are null give none.
+
+    Raises:
+        ValueError: a node is not what the group is for.
+    """
+    made = []
+    for key, node in (group or {}).items():
+        if node is None:
+            continue
+        if not OmegaConf.is_config(node) or "_target_" not in node:
+            raise ValueError(f"{name}.{key}: has no _target_, which names the class to make")
+        try:
+            item = instantiate(node)
+        except InstantiationException as error:
+            if isinstance(cause(error), ModuleNotFoundError):
+                raise ValueError(f"{name}.{key}: {cause(error)}") from error
+            raise
+        if not isinstance(item, kind):
+            raise ValueError(f"{name}.{key}._target_={node._target_}: is not a {kind.__name__}")
+        made.append(item)
+    return made
+
+
+def accelerator(name: str) -> str:
+    """cuda or cpu; Lightning's auto and gpu would also take Apple's mps, which lacks float64."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    if not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={name}: torch finds no GPU here; set trainer=cpu")
+    return "cuda"
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """The checkpoint with the best monitored metric; None where there is none."""
+    monitored = [callback for callback in trainer.checkpoint_callbacks if callback.monitor]
+    return (monitored[0].best_model_path or None) if monitored else None

@@ -1,0 +1,96 @@
+"""What a run says about itself, once however many processes it has."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.tree import Tree
+
+from litmegalodon.utils.command_line import is_main_process
+
+LIGHTNING_LOGS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+)
+REMARKS = ("GPU available", "TPU available", "Initializing distributed", "-----", "\U0001f4a1")
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    if is_main_process():
+        print(text, flush=True)
+
+
+def opening(cfg: DictConfig) -> None:
+    """The first lines of a run: its settings, its folder and the checkpoint it starts from."""
+    if cfg.extras.ignore_warnings:
+        warnings.filterwarnings("ignore")
+    folder = Path(cfg.paths.output_dir)
+    if cfg.extras.print_config:
+        print_config(cfg, folder)
+    say(f"run folder: {short_path(folder)}")
+    if cfg.get("init_from"):
+        say(f"weights from: {short_path(Path(cfg.init_from))}")
+    if cfg.ckpt_path:
+        checkpoint = Path(cfg.ckpt_path)
+        say(f"checkpoint: {short_path(checkpoint)}")
+        earlier = checkpoint.parent.parent
+        if cfg.get("train") and earlier != folder:
+            say(
+                "this run's metrics and checkpoints go to its own folder;"
+                f" hydra.run.dir={short_path(earlier)} would add to the earlier one"
+            )
+
+
+def tame_lightning() -> None:
+    """Take off the screen what Lightning says of hardware and hosted services, or says twice."""
+    # Hydra's handlers print the same messages again.
+    logging.getLogger("lightning").handlers.clear()
+    for name in LIGHTNING_LOGS:
+        logging.getLogger(name).addFilter(
+            lambda record: not record.getMessage().startswith(REMARKS)
+        )
+    # Lightning meets a newer torch; nothing that a user could do.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+
+
+def print_config(cfg: DictConfig, folder: Path) -> None:
+    """Print a configuration as a tree and save it as config_tree.log in a folder."""
+    if not is_main_process():
+        return
+    tree = Tree("settings")
+    for name, value in cfg.items():
+        text = OmegaConf.to_yaml(value).rstrip() if OmegaConf.is_config(value) else str(value)
+        tree.add(str(name)).add(Syntax(text, "yaml", background_color="default"))
+    Console().print(tree)
+    with (folder / "config_tree.log").open("w") as file:
+        Console(file=file, width=100).print(tree)
+
+
+def describe_data(summary: Mapping[str, Any]) -> str:
+    """A line on what is read, from a data module's summary."""
+    return (
+        f"data: {summary['train_documents']:,} documents, {summary['train_bytes'] / 1e6:.2f} MB"
+        f" to train on; {summary['val_documents']:,} documents, {summary['val_bytes'] / 1e6:.2f} MB"
+        f" held out; fingerprint {summary['fingerprint']}"
+    )
+
+
+def describe_model(parameters: Mapping[str, int]) -> str:
+    """A line on a model's size, from its parameter counts."""
+    return (
+        f"model: {parameters['total']:,} parameters, {parameters['non_embedding']:,} of them"
+        " outside the embeddings"
+    )
+
+
+def short_path(path: Path) -> str:
+    """A path as one would type it: relative where it lies below the working directory."""
+    path = path.absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,200 @@
+"""What can be known to be wrong with the settings before torch is imported, which takes seconds."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from litmegalodon.utils import checkpoints
+
+WHOLE_NUMBERS_AT_LEAST = {
+    "data.seq_len": 1,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "data.val_seq_len": 1,
+    "data.val_batch_size": 1,
+    "model.scheduler.warmup_steps": 0,
+    "model.scheduler.total_steps": 1,
+    "trainer.max_steps": 1,
+    "trainer.num_nodes": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "validate_every": 1,
+    "seed": 0,
+}
+MAY_BE_NULL = {"data.val_seq_len", "data.val_batch_size", "trainer.gradient_clip_val"}
+# (lowest, highest, whether the lowest itself is allowed)
+NUMBERS = {
+    "model.optimizer.lr": (0, math.inf, False),
+    "model.optimizer.eps": (0, math.inf, False),
+    "model.optimizer.weight_decay": (0, math.inf, True),
+    "model.scheduler.initial_ratio": (0, 1, True),
+    "model.scheduler.final_ratio": (0, 1, True),
+    "trainer.gradient_clip_val": (0, math.inf, False),
+}
+CHOICES = {
+    "model.optimizer.decay": ("all", "matrices"),
+    "model.scheduler.kind": ("cosine", "linear", "constant"),
+    "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
+    "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"),
+}
+FLAGS = (
+    "train",
+    "test",
+    "model.compile",
+    "data.shuffle",
+    "data.reset_documents",
+    "extras.ignore_warnings",
+    "extras.enforce_tags",
+    "extras.print_config",
+    "extras.tracebacks",
+)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Check a composed configuration, and replace `ckpt_path` and `init_from` by what they mean.
+
+    Settings that the configuration lacks are not checked: an evaluation has no scheduler to check.
+
+    Raises:
+        ValueError: a setting's name as typed on the command line, its value and the fix.
+    """
+    OmegaConf.resolve(cfg)
+    check_values(cfg)
+    check_model(cfg)
+    check_schedule(cfg)
+    check_processes(cfg)
+    check_tags(cfg)
+    find_checkpoints(cfg)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Each setting by itself: its type and its range."""
+    for name, least in WHOLE_NUMBERS_AT_LEAST.items():
+        _check(cfg, name, _is_whole(least), f"must be a whole number, at least {least}")
+    for name, (low, high, closed) in NUMBERS.items():
+        bound = f"{'at least' if closed else 'above'} {low}"
+        upper = "" if high == math.inf else f" and at most {high}"
+        _check(cfg, name, _is_number(low, high, closed), f"must be a number {bound}{upper}")
+    for name, choices in CHOICES.items():
+        _check(
+            cfg, name, choices.__contains__, f"must be {', '.join(choices[:-1])} or {choices[-1]}"
+        )
+    for name in FLAGS:
+        _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
+    _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
+    _check(
+        cfg,
+        "trainer.max_epochs",
+        lambda value: value == -1,
+        "training is counted in steps, set trainer.max_steps instead",
+    )
+
+
+def check_model(cfg: DictConfig) -> None:
+    """The model's own rules, and that its vocabulary holds the tokenizer's ids."""
+    # Also what the data's parts can say without reading any text.
+    tokenizer = instantiate(cfg.data.tokenizer)
+    instantiate(cfg.data.source)
+    model = instantiate(cfg.model.config)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
+            f" {tokenizer.vocab_size} ids; set at least {tokenizer.vocab_size}"
+        )
+
+
+def check_schedule(cfg: DictConfig) -> None:
+    """The warmup ends before the schedule does."""
+    schedule = cfg.model.scheduler
+    if schedule.kind != "constant" and schedule.warmup_steps >= schedule.total_steps:
+        raise ValueError(
+            f"model.scheduler.warmup_steps={schedule.warmup_steps}: must be less than"
+            f" model.scheduler.total_steps={schedule.total_steps}"
+        )
+
+
+def check_processes(cfg: DictConfig) -> None:
+    """How many processes there are, and whether this way of starting them works."""
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    is_list = OmegaConf.is_list(devices) and len(devices) > 0 and all(map(_is_whole(0), devices))
+    if not (is_list or devices in ("auto", -1) or _is_whole(1)(devices)):
+        raise ValueError(
+            f"trainer.devices={devices}: must be a whole number, at least 1, a list of GPUs"
+            " as [0,2], or auto"
+        )
+    alone = (devices == 1 or (is_list and len(devices) == 1)) and nodes == 1
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and not alone:
+        raise ValueError(
+            f"trainer.devices={devices}: a sweep (-m) runs in one process, since each further"
+            " process would start the whole sweep again; set trainer.devices=1, or start one"
+            " command per setting: for seed in 1 2 3; do python src/train.py seed=$seed ...; done"
+        )
+    folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not folder_given:
+        raise ValueError(
+            "hydra.run.dir: torchrun's processes would each make a folder of their own; give them"
+            " one, as hydra.run.dir=logs/train/runs/my_run"
+        )
+
+
+def check_tags(cfg: DictConfig) -> None:
+    """A run can be found again."""
+    if cfg.extras.enforce_tags and not cfg.tags:
+        raise ValueError(
+            "tags=[]: give at least one, as tags=[dev], or allow none: extras.enforce_tags=false"
+        )
+
+
+def find_checkpoints(cfg: DictConfig) -> None:
+    """Replace `ckpt_path` and `init_from` by the checkpoints they mean."""
+    if cfg.get("ckpt_path") and cfg.get("init_from"):
+        raise ValueError(
+            f"init_from={cfg.init_from}: ckpt_path={cfg.ckpt_path} brings its own weights; give one"
+            " of the two"
+        )
+    task_dir = Path(cfg.paths.log_dir) / (cfg.get("last_of") or cfg.task_name)
+    for name in ("ckpt_path", "init_from"):
+        if cfg.get(name):
+            run_dir = Path(cfg.paths.output_dir)
+            path = checkpoints.find(name, str(cfg[name]), task_dir, run_dir)
+            cfg[name] = str(path)
+    if "init_from" in cfg:
+        cfg.model.init_from = cfg.init_from
+
+
+def _check(cfg: DictConfig, name: str, is_good: Callable[[Any], bool], rule: str) -> None:
+    missing = object()
+    value = OmegaConf.select(cfg, name, default=missing)
+    if value is missing or (value is None and name in MAY_BE_NULL):
+        return
+    if not is_good(value):
+        raise ValueError(f"{name}={'null' if value is None else value}: {rule}")
+
+
+def _is_whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
+    def is_good(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (low <= value if closed else low < value) and value <= high and value < math.inf
+
+    return is_good
+
+
+def _are_betas(value: Any) -> bool:
+    in_range = _is_number(0, 1, closed=True)
+    return (
+        OmegaConf.is_list(value) and len(value) == 2 and all(in_range(b) and b < 1 for b in value)
+    )

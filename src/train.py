@@ -1,0 +1,74 @@
+"""Train a model: python src/train.py [experiment=name] [group=option ...] [key=value ...]
+
+`--help` lists groups and settings. Without arguments the experiment `tiny` runs.
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from litmegalodon.utils import errors
+from litmegalodon.utils.command_line import prepare
+from litmegalodon.utils.printing import opening, say, short_path
+from litmegalodon.utils.settings import check_settings
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train, test where asked to, and return the last value of every metric."""
+    # torch and lightning take seconds to import: only after the settings are checked.
+    from hydra.utils import instantiate
+    from lightning.pytorch import seed_everything
+
+    from litmegalodon.utils.hparams import count_parameters, log_hyperparameters
+    from litmegalodon.utils.instantiate import best_checkpoint, make_trainer
+    from litmegalodon.utils.printing import describe_data, describe_model
+
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule = instantiate(cfg.data)
+    # Text that does not suit the settings is found before the model is made.
+    datamodule.setup()
+    say(describe_data(datamodule.summary()))
+    parameters = count_parameters(instantiate(cfg.model.config))
+    say(describe_model(parameters))
+    model = instantiate(cfg.model)
+    trainer = make_trainer(cfg)
+    log_hyperparameters(cfg, trainer, parameters)
+
+    metrics = {}
+    if cfg.train:
+        try:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+        except SystemExit:
+            # Lightning's answer to Ctrl-C.
+            if trainer.interrupted:
+                raise KeyboardInterrupt(
+                    f"interrupted after step {trainer.global_step}; the same command with"
+                    " ckpt_path=last goes on from the newest checkpoint"
+                ) from None
+            raise
+        metrics |= trainer.callback_metrics
+    if cfg.test:
+        checkpoint = best_checkpoint(trainer) if cfg.train else cfg.ckpt_path
+        trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint)
+        metrics |= trainer.callback_metrics
+    return {name: float(value) for name, value in metrics.items()}
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")
+def main(cfg: DictConfig) -> float | None:
+    """Run one experiment and return `optimized_metric` to a sweep."""
+    with errors.running(cfg.extras.tracebacks):
+        check_settings(cfg)
+        opening(cfg)
+        metrics = train(cfg)
+        say(f"run folder: {short_path(Path(cfg.paths.output_dir))}")
+    if cfg.optimized_metric and cfg.optimized_metric not in metrics:
+        say(f"optimized_metric={cfg.optimized_metric}: was not measured in this run")
+    return metrics.get(cfg.optimized_metric)
+
+
+if __name__ == "__main__":
+    with errors.composing():
+        prepare(__file__)
+        main()

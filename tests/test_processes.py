@@ -1,0 +1,38 @@
+"""Two processes do what one does: losses, norms, checkpoints."""
+
+import pytest
+
+from runs import last_checkpoint, metrics, run
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = (
+    "experiment=debug",
+    "extras.print_config=false",
+    "trainer.limit_val_batches=2",
+    "trainer.max_steps=8",
+    "validate_every=4",
+    "callbacks.report=null",
+)
+
+
+def close(a: list[dict[str, str]], b: list[dict[str, str]], tolerance: float) -> None:
+    assert [row["step"] for row in a] == [row["step"] for row in b]
+    for one, other in zip(a, b, strict=True):
+        for name in ("train/loss", "train/grad_norm", "val/bpb", "tokens"):
+            if one[name]:
+                assert float(one[name]) == pytest.approx(float(other[name]), rel=tolerance), name
+
+
+def test_two_processes_equal_one_and_continue_each_other(tmp_path):
+    one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
+    run("train", *SETTINGS, f"hydra.run.dir={one}", cwd=tmp_path)
+    run("train", *SETTINGS, "trainer.devices=2", f"hydra.run.dir={two}", cwd=tmp_path)
+    close(metrics(two), metrics(one), 1e-4)
+    # What two have saved, one continues; and the other way round.
+    for devices, saved in ((1, two), (2, one)):
+        folder = more / str(devices)
+        resume = (f"trainer.devices={devices}", f"ckpt_path={last_checkpoint(saved)}")
+        longer = (*resume, "trainer.max_steps=12", f"hydra.run.dir={folder}")
+        run("train", *SETTINGS, *longer, cwd=tmp_path)
+    close(metrics(more / "1"), metrics(more / "2"), 1e-4)
