@@ -44,7 +44,9 @@ def assert_equal(a: Tensor, b: Tensor, tolerance: float = 1e-10, name: str = "")
 
 
 def assert_precise(got: Tensor, plain: Tensor, exact: Tensor, name: str = "") -> None:
-    """The precision gate: error against float64 at most twice the plain loop's, plus 2 ulp of max|exact|."""
+    """The precision gate: error against float64 at most twice the plain loop's, plus 2 ulp of
+    max|exact|.
+    """
     ulp = torch.finfo(got.dtype).eps * exact.abs().max().item()
     error = (got.double() - exact).abs().max().item()
     allowed = 2 * (plain.double() - exact).abs().max().item() + 2 * ulp

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks_helpers import Killed, fit
+from callbacks_helpers import Killed, Standin, fit
 from litmegalodon.training.csv_logger import MetricsCSVLogger, MetricsFile, read_metrics
 
 numbers = st.floats(allow_nan=False, width=64)
@@ -59,22 +60,17 @@ def test_a_file_of_a_run_killed_and_resumed_again_and_again_is_that_of_an_unbrok
         for call in calls:
             file.record(*call)
 
-        done = resumed = 0
-        while True:
+        resumed = 0
+        for _ in range(data.draw(st.integers(0, 3))):
             file = MetricsFile(broken)
             file.begin(resumed)
             start = sum(step <= resumed for step, _ in calls)
             killed = data.draw(st.integers(start, len(calls)))
             for call in calls[start:killed]:
                 file.record(*call)
-            done = max(done, killed)
-            if killed == len(calls) or done == len(calls):
-                break
-            # A checkpoint exists of steps whose calls were all made.
-            complete = calls[killed][0] - 1
+            # A checkpoint is of a step whose calls were all made; without one a run starts anew.
+            complete = calls[killed][0] - 1 if killed < len(calls) else resumed
             resumed = data.draw(st.integers(min(resumed, complete), complete))
-            if resumed == 0:
-                break
         start = sum(step <= resumed for step, _ in calls)
         file = MetricsFile(broken)
         file.begin(resumed)
@@ -140,48 +136,37 @@ def test_a_validation_between_logged_steps_has_its_tokens(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("validate_every", [2, 3])
-@pytest.mark.parametrize("moment", ["after saving", "while saving", "while validating"])
+@pytest.mark.parametrize(("accumulate", "validate_every"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("moment", "owner", "call"),
+    [
+        ("before saving", Trainer, "save_checkpoint"),
+        ("after saving", Trainer, "save_checkpoint"),
+        ("before validating", Standin, "validation_step"),
+    ],
+)
 def test_a_killed_run_resumed_in_its_folder_writes_the_unbroken_file(
-    tmp_path, monkeypatch, accumulate, validate_every, moment
+    tmp_path, monkeypatch, accumulate, validate_every, moment, owner, call
 ):
     batches = {"accumulate_grad_batches": accumulate}
     batches["val_check_interval"] = validate_every * accumulate
     fit(tmp_path / "whole", 8, **batches)
 
-    def killed(at_step, call, before):
-        def wrapper(self, *args, **kwargs):
-            trainer = getattr(self, "trainer", None) or self
-            if trainer.global_step == at_step and before:
-                raise Killed
-            result = call(self, *args, **kwargs)
-            if trainer.global_step == at_step:
-                raise Killed
-            return result
+    original, step = getattr(owner, call), 6 if owner is Standin else 4
 
-        return wrapper
-
-    from lightning.pytorch import Trainer
-
-    from callbacks_helpers import Standin
+    def killing(self, *args, **kwargs):
+        due = (self if owner is Trainer else self.trainer).global_step == step
+        if due and moment.startswith("before"):
+            raise Killed
+        original(self, *args, **kwargs)
+        if due:
+            raise Killed
 
     folder = tmp_path / "killed"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        if moment == "while validating":
-            step = 2 * validate_every
-            patch.setattr(
-                Standin, "validation_step", killed(step, Standin.validation_step, before=True)
-            )
-        else:
-            call = killed(4, Trainer.save_checkpoint, before=moment == "while saving")
-            patch.setattr(Trainer, "save_checkpoint", call)
+        patch.setattr(owner, call, killing)
         fit(folder, 8, **batches)
-    (newest,) = (
-        (folder / "checkpoints").glob("last-*")
-        if moment != "after saving"
-        else sorted((folder / "checkpoints").glob("last-*"))[-1:]
-    )
+    newest = max((folder / "checkpoints").glob("last-*"))
     fit(folder, 8, ckpt_path=newest, **batches)
     assert (folder / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
 

@@ -1,4 +1,6 @@
-"""Every implementation of every operator equals the float64 golden vectors: outputs, states, all gradients."""
+"""Every implementation of every operator equals the float64 golden vectors: outputs, states, all
+gradients.
+"""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from litmegalodon.models.megalodon import Megalodon
 
 
 class LoadReport(NamedTuple):
-    """Names that the model has and the file lacks, names that nothing here uses, and buffers left out on purpose."""
+    """Names the model has and the file lacks, names not used, and buffers left out on purpose."""
 
     missing: list[str]
     unexpected: list[str]
@@ -22,8 +22,9 @@ def load_reference_state_dict(
 ) -> LoadReport:
     """Copy the reference's parameters into the model, in the model's dtype and device.
 
-    The reference's rotary frequencies and prior statistics are buffers that its own model never changes; they are
-    reported as ignored. A prior that would change the result (prior_count above 0) is refused.
+    The reference's rotary frequencies and prior statistics are buffers that its own model never
+    changes; they are reported as ignored. A prior that would change the result (prior_count above
+    0) is refused.
 
     Args:
         state_dict: as saved by the reference: one file's names and tensors, not sharded.
@@ -37,7 +38,8 @@ def load_reference_state_dict(
     for name in ignored:
         if name.endswith("prior_count") and int(state_dict[name]) != 0:
             raise ValueError(
-                f"{name}={int(state_dict[name])}: a TimestepNorm with a prior is not supported; it must be 0"
+                f"{name}={int(state_dict[name])}: must be 0; a TimestepNorm with a prior is not "
+                "supported"
             )
     missing = sorted(own.keys() - state_dict.keys())
     unexpected = sorted(state_dict.keys() - own.keys() - set(ignored))
@@ -52,14 +54,15 @@ def load_reference_state_dict(
     for name, value in given.items():
         if value.shape != own[name].shape:
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, the model {tuple(own[name].shape)}; check model.config"
+                f"{name} has shape {tuple(value.shape)}, the model {tuple(own[name].shape)}; "
+                "check model.config"
             )
-    if model.config.share_emb and {"embed.weight", "output.output.weight"} <= given.keys():
-        if not torch.equal(given["embed.weight"], given["output.output.weight"]):
-            raise ValueError(
-                "model.config.share_emb=True: embed.weight and output.output.weight differ in this "
-                "state dict; set share_emb=false"
-            )
+    tied = [given[name] for name in ("embed.weight", "output.output.weight") if name in given]
+    if model.config.share_emb and not all(torch.equal(tied[0], other) for other in tied):
+        raise ValueError(
+            "model.config.share_emb=True: embed.weight and output.output.weight differ in this "
+            "state dict; set share_emb=false"
+        )
     with torch.no_grad():
         for name, value in given.items():
             own[name].copy_(value)

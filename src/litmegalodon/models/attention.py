@@ -1,6 +1,7 @@
 """Moving-average equipped gated attention: how a block looks back.
 
-Shapes: B batch, L length, D model_dim, H heads, Z z_dim, E value_dim (over all heads), z = Z / H, e = E / H.
+Shapes: B batch, L length, D model_dim, H heads, Z z_dim, E value_dim (over all heads), z = Z / H, e
+= E / H.
 """
 
 import math
@@ -37,7 +38,8 @@ class MovingAverageGatedAttention(nn.Module):
         self.wr = Linear(dim, value)
         self.wh1 = Linear(dim, dim)
         self.wh2 = Linear(value, dim, bias=False)
-        # Affine of queries (row 0) and keys (row 1) on the shared normalised Z; gamma stored minus one.
+        # Affine of queries (row 0) and keys (row 1) on the shared normalised Z; gamma stored minus
+        # one.
         self.gamma = nn.Parameter(torch.empty(2, z))
         self.beta = nn.Parameter(torch.empty(2, z))
 

@@ -1,4 +1,4 @@
-"""The shape of a MEGALODON. Imports nothing heavy, so that a setting can be refused before torch is loaded."""
+"""The shape of a MEGALODON; imports nothing heavy, to refuse a setting before torch is loaded."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -22,11 +22,13 @@ class MegalodonConfig:
         cema_ndim: N, complex states a channel, at most 32.
         chunk_size: C, tokens that attend to one another.
         norm_num_groups: G, groups of features that TimestepNorm normalises together.
-        norm_affine: learn weights of RMSNorm and bias and weights of LayerNorm (TimestepNorm always does).
+        norm_affine: learn weights of RMSNorm and bias and weights of LayerNorm (TimestepNorm always
+            does).
         norm_eps: added to every variance or mean square before its root.
         rope_base: base of rotary frequencies; None is 10,000.
         swiglu: gate the feed-forward network by a third matrix.
-        rescale_nffn: scale the feed-forward output by a learnt vector that starts at 0.1 * 0.5^layer.
+        rescale_nffn: scale the feed-forward output by a learnt vector that starts at 0.1 *
+            0.5^layer.
         scale_emb: multiply embeddings by sqrt(D).
         share_emb: use the embedding matrix as output matrix.
         output_size: number of outputs; -1 is vocab_size.
@@ -85,7 +87,8 @@ class MegalodonConfig:
         if self.model_dim == self.norm_num_groups:
             self._refuse(
                 "norm_num_groups",
-                f"gives groups of one feature, whose first variance is 0; at most {self.model_dim // 2}",
+                "gives groups of one feature, whose first variance is 0; "
+                f"at most {self.model_dim // 2}",
             )
         if (self.z_dim // self.num_heads) % 2:
             self._refuse(

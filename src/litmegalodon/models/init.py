@@ -1,7 +1,7 @@
 """How every parameter starts.
 
-Each tensor is drawn whole, on the CPU, from a generator keyed by (seed, name): the same weights come out on any device
-and, sharded, on any mesh.
+Each tensor is drawn whole, on the CPU, from a generator keyed by (seed, name): the same weights
+come out on any device and, sharded, on any mesh.
 
 Source: released reference (the paper gives none).
 """
@@ -39,7 +39,7 @@ def initialise(model: nn.Module, config: MegalodonConfig, seed: int) -> None:
 def initial_value(
     name: str, shape: tuple[int, ...], config: MegalodonConfig, seed: int
 ) -> Tensor | None:
-    """The starting value of the parameter called `name`, float32; None where init_mode leaves memory as it is."""
+    """A parameter's starting value in float32; None where init_mode leaves memory as it is."""
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
     out = torch.zeros(shape)

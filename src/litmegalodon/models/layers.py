@@ -1,4 +1,4 @@
-"""The small layers that a block is made of. Norm weights are stored minus one, as in the released reference.
+"""The small layers of a block; norm weights are stored minus one, as in the released reference.
 
 Shapes: B batch, L length, D features, N CEMA order, G groups.
 """
@@ -13,7 +13,7 @@ from litmegalodon.ops.dispatch import compute_dtype
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its memory uninitialised: models/init.py is the one place that fills it."""
+    """nn.Linear without its own initialisation: models/init.py is the one place for that."""
 
     def reset_parameters(self) -> None:
         """Do nothing."""
@@ -36,7 +36,7 @@ class KeepsFloat32(nn.Module):
 
 
 class TimestepNorm(KeepsFloat32):
-    """Group normalisation by all tokens up to the current one; see `litmegalodon.ops.timestep_norm`."""
+    """Group normalisation by all tokens so far; see `litmegalodon.ops.timestep_norm`."""
 
     def __init__(self, dim: int, num_groups: int, eps: float, impl: str):
         super().__init__()

@@ -56,8 +56,9 @@ class Output(nn.Module):
 class Megalodon(nn.Module):
     """A language model whose memory is a state of fixed size.
 
-    Parameters are named as in the released reference. Built on the meta device it holds no memory until
-    `to_empty(device=...)` and `initialise(seed)`; elsewhere it is initialised from torch's default generator.
+    Parameters are named as in the released reference. Built on the meta device it holds no memory
+    until `to_empty(device=...)` and `initialise(seed)`; elsewhere it is initialised from torch's
+    default generator.
 
     Args:
         config: sizes and switches.
@@ -91,11 +92,12 @@ class Megalodon(nn.Module):
         Args:
             tokens: int64 [B, L], any L >= 1.
             state: memory of what came before; nothing by default.
-            resets: bool [B, L], True at a document's first token, which then sees nothing before it.
+            resets: bool [B, L], True at a document's first token, which then sees nothing before
+                it.
 
         Returns:
-            logits [B, L, V], float32 (float64 in a float64 model), and the memory after the last token. Any split
-            of a sequence into calls gives the same.
+            logits [B, L, V], float32 (float64 in a float64 model), and the memory after the last
+            token. Any split of a sequence into calls gives the same.
 
         Raises:
             ValueError: a shape or dtype that can't be served.
@@ -111,18 +113,20 @@ class Megalodon(nn.Module):
         state: MegalodonState | None = None,
         resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, MegalodonState]:
-        """Negative log-likelihood of targets, without a full copy of the logits where they would be large.
+        """Negative log-likelihood of targets, without a copy of the logits where they are large.
 
         Args:
             tokens, state, resets: as in `forward`.
             targets: int64 [B, L]; -100 is ignored.
 
         Returns:
-            sum of the negative log-likelihoods in nats (float32 or better), number of valid targets (int64), memory.
+            sum of the negative log-likelihoods in nats (float32 or better), number of valid targets
+            (int64), memory.
         """
         if targets.shape != tokens.shape:
             raise ValueError(
-                f"targets has shape {tuple(targets.shape)}; it must be that of tokens, {tuple(tokens.shape)}"
+                f"targets has shape {tuple(targets.shape)}; "
+                f"it must be that of tokens, {tuple(tokens.shape)}"
             )
         x, state = self._hidden(tokens, state, resets)
         weight = self.output.output.weight
@@ -162,11 +166,13 @@ class Megalodon(nn.Module):
     def _check(self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.shape[1] < 1:
             raise ValueError(
-                f"tokens has shape {tuple(tokens.shape)}; it must be [batch, length], length at least 1"
+                f"tokens has shape {tuple(tokens.shape)}; "
+                "it must be [batch, length], length at least 1"
             )
         if resets is not None and (resets.dtype != torch.bool or resets.shape != tokens.shape):
             raise ValueError(
-                f"resets is {resets.dtype} {tuple(resets.shape)}; it must be bool {tuple(tokens.shape)}"
+                f"resets is {resets.dtype} {tuple(resets.shape)}; "
+                f"it must be bool {tuple(tokens.shape)}"
             )
         if state is None:
             return
@@ -176,5 +182,6 @@ class Megalodon(nn.Module):
         if len(state.layers) != len(self.layers) or state.layers[0].h.shape[1:3] != shape:
             raise ValueError(
                 f"state is of a model with {len(state.layers)} layers of [model_dim, cema_ndim] "
-                f"{list(state.layers[0].h.shape[1:3])}; this one has {len(self.layers)} of {list(shape)}"
+                f"{list(state.layers[0].h.shape[1:3])}; "
+                f"this one has {len(self.layers)} of {list(shape)}"
             )

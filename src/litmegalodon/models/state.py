@@ -15,7 +15,7 @@ from litmegalodon.ops import KeyValueState, NormState
 
 
 class LayerState(NamedTuple):
-    """One block's memory: norm statistics, CEMA's h real [B, D, N, 2], keys and values of the current chunk."""
+    """A block's memory: norm statistics, CEMA's h real [B, D, N, 2], the current chunk's keys."""
 
     norm: NormState
     h: Tensor
@@ -45,7 +45,7 @@ class MegalodonState:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> "MegalodonState":
-        """The state of a model that has read nothing, its next token standing at `position` of the grid."""
+        """The state of a model that has read nothing, its next token standing at `position`."""
         heads = config.num_heads
         offset = position % config.chunk_size
 
@@ -72,7 +72,7 @@ class MegalodonState:
         return self.position.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: position, layers.i.{count,mean,var,h,k,v,length}, out.{count,mean,var}."""
+        """Every tensor: position, layers.i.{count,mean,var,h,k,v,length}, out.{count,mean,var}."""
         named = {"position": self.position}
         for i, layer in enumerate(self.layers):
             parts = layer.norm._asdict() | {"h": layer.h} | layer.kv._asdict()

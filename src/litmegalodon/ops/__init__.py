@@ -1,4 +1,4 @@
-"""The three operators that make a MEGALODON: each takes an incoming state and returns the outgoing one."""
+"""The three operators of a MEGALODON: each takes an incoming state and returns the outgoing one."""
 
 from litmegalodon.ops.cema import cema
 from litmegalodon.ops.chunk_attention import KeyValueState, chunk_attention

@@ -16,7 +16,8 @@ def check_input(operator: str, x: Tensor, resets: Tensor | None = None) -> None:
     """
     if x.dtype == torch.float16:
         raise ValueError(
-            f"{operator}: x is float16, whose range (65,504) the running states overflow; use bfloat16"
+            f"{operator}: x is float16, whose range (65,504) the running states overflow; "
+            "use bfloat16"
         )
     if x.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"{operator}: x is {x.dtype}; use float32, float64 or bfloat16")

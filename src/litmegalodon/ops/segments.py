@@ -1,7 +1,7 @@
-"""Contiguous runs of tokens that must not see one another, and how to work on them without a loop per run.
+"""Runs of tokens that must not see one another, worked on without a loop per run.
 
-A run is cut out, worked on and put back; nothing is masked by multiplying with zero or undone by subtracting. So no
-bit, NaN or overflow of one document can reach another, forward or backward.
+A run is cut out, worked on and put back; nothing is masked by multiplying with zero or undone by
+subtracting. So no bit, NaN or overflow of one document can reach another, forward or backward.
 
 Shapes: B batch, L length, K features; tokens are numbered flat, b * L + t.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Segments:
-    """The runs of a [B, L] grid of tokens that begin wherever `boundaries` is True and at each row's first token.
+    """The runs of a [B, L] grid that begin where `boundaries` is True and at each row's start.
 
     Args:
         boundaries: bool [B, L].
@@ -35,13 +35,14 @@ class Segments:
         return flat[self.starts[self.of_token]].view_as(values)
 
     def buckets(self, select: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Group runs of similar length so that each group is one padded batch, at most twice its tokens.
+        """Group runs of similar length into padded batches of at most twice their tokens.
 
         Args:
             select: bool [number of runs], the runs wanted; all by default.
 
         Yields:
-            runs [n] (indices of runs), tokens int64 [n, S] (flat indices, 0 where padded), valid bool [n, S].
+            runs [n] (indices of runs), tokens int64 [n, S] (flat indices, 0 where padded), valid
+            bool [n, S].
         """
         wanted = torch.arange(len(self.starts), device=self.starts.device)
         if select is not None:

@@ -1,4 +1,4 @@
-"""Many processes: how a model is sharded over them, and the Lightning strategy that starts and checkpoints them."""
+"""Many processes: how a model is sharded, and the Lightning strategy that runs and saves it."""
 
 from litmegalodon.parallel.parallelize import parallelize
 from litmegalodon.parallel.strategy import ShardedStrategy

@@ -7,9 +7,10 @@ from litmegalodon.models.megalodon import Megalodon
 
 
 def parallelize(model: Megalodon, mesh: DeviceMesh) -> Megalodon:
-    """Shard parameters, gradients and optimizer state over the mesh's `data` axis (FSDP2), block by block.
+    """Shard parameters, gradients and optimizer state over the mesh's `data` axis (FSDP2).
 
-    Call it on a model on the meta device; then `to_empty` and `initialise` make only this process' share.
+    Call it on a model on the meta device; then `to_empty` and `initialise` make only this process'
+    share.
     """
     for block in model.layers:
         fully_shard(block, mesh=mesh["data"])

@@ -1,4 +1,4 @@
-"""The Lightning strategy of every run, from one process on a CPU to many GPUs: FSDP2 and sharded checkpoints."""
+"""The Lightning strategy of every run, from one process to many: FSDP2, sharded checkpoints."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,8 @@ PARTIAL, DOOMED = ".partial", ".deleted"
 class ShardedStrategy(ModelParallelStrategy):
     """Data parallelism with sharded parameters over all processes.
 
-    A checkpoint is a directory that is complete or absent: it is written under another name and renamed at the end,
+    A checkpoint is a directory that is complete or absent: it is written under another name and
+        renamed at the end,
     and renamed before it is deleted.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training: the LightningModule, its optimizer and schedule, metrics, callbacks and the metrics file."""
+"""Training: the LightningModule, its optimizer, schedule, metrics and callbacks."""
 
 from litmegalodon.training.module import MegalodonModule
 

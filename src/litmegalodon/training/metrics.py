@@ -32,5 +32,5 @@ class TokenLoss(Metric):
 
 
 def bits_per_byte(nats_per_token: Tensor, tokens_per_byte: float) -> Tensor:
-    """The loss in bits over the bytes of the text, end-of-document tokens paid for by the bytes too."""
+    """The loss in bits a byte of text; the bytes pay for the end-of-document tokens too."""
     return nats_per_token / math.log(2) * tokens_per_byte

@@ -27,8 +27,10 @@ from litmegalodon.training.metrics import TokenLoss, bits_per_byte
 class MegalodonModule(lightning.LightningModule):
     """The network with its loss, optimizer, schedule and metrics.
 
-    A step's loss is all negative log-likelihoods over all valid tokens, of every rank and micro-batch. Logged after
-    each optimizer step: train/loss, train/grad_norm (before clipping), train/lr, tokens (read so far, all ranks),
+    A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
+    micro-batch. Logged after
+    each optimizer step: train/loss, train/grad_norm (before clipping), train/lr, tokens (read so
+        far, all ranks),
     tokens_per_second; at a validation: val/loss, val/bpb, val/ppl.
 
     Args:
@@ -90,14 +92,15 @@ class MegalodonModule(lightning.LightningModule):
         self._clock = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # Dropout is a function of the seed, the place in the data and the rank: no random state to restore.
+        # Dropout is a function of the seed, the place in the data and the rank: no random state to
+        # restore.
         torch.manual_seed(_key(self.seed, int(batch["cursor"]), self.global_rank))
         nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
         sums = torch.stack([nll.detach().double(), valid.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
         self._last_batch = batch
-        # How many targets of the whole step are valid is not known yet: divide by the slots of this batch, the
-        # end of the step corrects it.
+        # How many targets of the whole step are valid is not known yet: divide by the slots of this
+        # batch, the end of the step corrects it.
         return nll / batch["targets"].numel()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -121,7 +124,9 @@ class MegalodonModule(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Make the gradients those of the mean over all valid tokens of the step, and clip their global norm."""
+        """Make the gradients those of the mean over all valid tokens of the step, and clip their
+        global norm.
+        """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(
                 f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
@@ -159,14 +164,15 @@ class MegalodonModule(lightning.LightningModule):
         self._log_quality("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save between the micro-batches of a step: their gradients are in no checkpoint."""
+        """Refuse to save amid the micro-batches of a step: no checkpoint holds their gradients."""
         if self._step_sums is not None:
             raise RuntimeError(
                 "a checkpoint was asked for between the micro-batches of an optimizer step"
             )
 
     def _log_quality(self, split: str) -> None:
-        # The metric has summed over the ranks; sync_dist averages equal values and keeps Lightning quiet.
+        # The metric has summed over the ranks; sync_dist averages equal values and keeps Lightning
+        # quiet.
         loss = self.val_loss.compute()
         self.val_loss.reset()
         self.log(f"{split}/loss", loss, prog_bar=True, sync_dist=True)

@@ -22,7 +22,8 @@ def adamw(
         parameters: (name, parameter) pairs.
         lr: highest learning rate; the schedule scales it.
         betas, eps, weight_decay: as in torch.optim.AdamW.
-        decay: `all` decays every parameter (the reference), `matrices` only the weight matrices of linear layers.
+        decay: `all` decays every parameter (the reference), `matrices` only the weight matrices of
+            linear layers.
 
     Raises:
         ValueError: a setting out of range.

@@ -1,6 +1,7 @@
 """Learning rate over optimizer steps: a linear warm-up, then cosine, linear or constant.
 
-Source: released reference (its decays divide by zero where the warm-up is the whole run; here that is refused).
+Source: released reference (its decays divide by zero where the warm-up is the whole run; here that
+is refused).
 """
 
 import math
@@ -20,7 +21,8 @@ def warmup_schedule(
     final_ratio: float = 0.01,
     cycles: float = 1,
 ) -> LambdaLR:
-    """Scale the optimizer's learning rate by `ratio`, counted in optimizer steps; the first update is step 0.
+    """Scale the optimizer's learning rate by `ratio`, counted in optimizer steps; the first update
+    is step 0.
 
     Args:
         kind, warmup_steps, total_steps, initial_ratio, final_ratio, cycles: see `ratio`.
@@ -58,8 +60,8 @@ def ratio(
 ) -> float:
     """The part of the highest learning rate at a step.
 
-    It rises from initial_ratio (step 0) to 1 (warmup_steps); then cosine takes `cycles` half waves, or linear a line,
-    to final_ratio at total_steps, where it stays; constant stays at 1.
+    It rises from initial_ratio (step 0) to 1 (warmup_steps); then cosine takes `cycles` half waves,
+    or linear a line, to final_ratio at total_steps, where it stays; constant stays at 1.
     """
     if step < warmup_steps:
         return initial_ratio + step * (1 - initial_ratio) / warmup_steps

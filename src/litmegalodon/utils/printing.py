@@ -18,7 +18,15 @@ LIGHTNING_LOGS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.distributed",
 )
-REMARKS = ("GPU available", "TPU available", "Initializing distributed", "-----", "\U0001f4a1")
+REMARKS = (
+    "GPU available",
+    "TPU available",
+    "Initializing distributed",
+    "-----",
+    "Restoring states",
+    # the sign before an advertisement
+    "\N{ELECTRIC LIGHT BULB}",
+)
 
 
 def say(text: str) -> None:
@@ -56,8 +64,9 @@ def tame_lightning() -> None:
         logging.getLogger(name).addFilter(
             lambda record: not record.getMessage().startswith(REMARKS)
         )
-    # Lightning meets a newer torch; nothing that a user could do.
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # Lightning meets a newer torch; an evaluation needs none of training's callbacks.
+    for message in (".*treespec, LeafSpec.*", ".*callbacks used to create the checkpoint.*"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def print_config(cfg: DictConfig, folder: Path) -> None:

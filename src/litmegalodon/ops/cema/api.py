@@ -21,8 +21,8 @@ def cema(
 ) -> tuple[Tensor, Tensor]:
     """Complex exponential moving average of x along time.
 
-    h_t = q h_{t-1} + p x_t and y_t = Re sum_n g_n h_{t,n} + omega x_t, with p = sigmoid(alpha),
-    |q| = 1 - sigmoid(alpha) sigmoid(delta), arg q_n = n sigmoid(theta) 2 pi / N, g = gamma / sqrt(N).
+    h_t = q h_{t-1} + p x_t and y_t = Re sum_n g_n h_{t,n} + omega x_t, with p = sigmoid(alpha), |q|
+    = 1 - sigmoid(alpha) sigmoid(delta), arg q_n = n sigmoid(theta) 2 pi / N, g = gamma / sqrt(N).
 
     Args:
         x: [B, L, D], any L >= 1; float32, float64 or bfloat16.
@@ -35,12 +35,14 @@ def cema(
         impl: auto, reference or torch.
 
     Returns:
-        y [B, L, D] in x's dtype and h [B, D, N, 2] after the last token, float32 (float64 for float64 x).
+        y [B, L, D] in x's dtype and h [B, D, N, 2] after the last token, float32 (float64 for
+        float64 x).
 
     Raises:
         ValueError: a dtype, shape or impl that can't be served.
 
-    Source: released reference (the paper's eq. 2 also rotates the input by q's phase; the code does not).
+    Source: released reference (the paper's eq. 2 also rotates the input by q's phase; the code does
+        not).
     """
     check_input("cema", x, resets)
     form = choose("cema", impl, {"reference": cema_reference, "torch": cema_pytorch})

@@ -1,6 +1,7 @@
 """From CEMA's parameters to the numbers of its recurrence.
 
-Everything starts in float64: near |q| = 1 a float32 q has lost the half-life (1 - |q| = 1e-5 keeps two digits).
+Everything starts in float64: near |q| = 1 a float32 q has lost the half-life (1 - |q| = 1e-5 keeps
+two digits).
 
 Shapes: D channels, N order, T number of powers.
 """
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class Coefficients(NamedTuple):
-    """What the recurrence h_t = q h_{t-1} + p x_t, y_t = Re sum_n g_n h_{t,n} needs; float64 [D, N]."""
+    """What h_t = q h_{t-1} + p x_t, y_t = Re sum_n g_n h_{t,n} needs; float64 [D, N]."""
 
     p: Tensor
     log_decay: Tensor
@@ -24,7 +25,8 @@ class Coefficients(NamedTuple):
     def powers(self, exponents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Real and imaginary part of q^l for l in exponents [T], as [D, N, T] in `dtype`.
 
-        Exponent and phase are formed in float64 and the phase is wrapped there, so float32 rounds only the result.
+        Exponent and phase are formed in float64 and the phase is wrapped there, so float32 rounds
+        only the result.
         """
         log_magnitude = (self.log_decay[..., None] * exponents).to(dtype)
         turns = self.angle[..., None] * exponents / (2 * math.pi)

@@ -1,16 +1,18 @@
-"""CEMA as products of small matrices: linear in L, streaming by construction, no FFT and no length limit.
+"""CEMA as products of small matrices: linear in L, streaming, without an FFT or a longest length.
 
 Time is cut into blocks of T tokens. With x a block's input and h the state that enters it,
 
-    y     = M x + O h      M [T, T] lower triangular Toeplitz, the first T taps of the kernel, omega on its diagonal
+    y     = M x + O h      M [T, T] Toeplitz, the kernel's first T taps with omega on the diagonal
     h_out = E x + q^T h    E [N, T] what each token leaves in the state at the block's end
 
-so the bulk of the work is a batched product, and the recurrence runs over L / T blocks only, in float64.
+so the bulk of the work is a batched product, and the recurrence runs over L / T blocks only, in
+float64.
 
-A block in which a document begins is computed once more for each of its documents, with the tokens of the others
-replaced by zero, and the state it passes on is its last document's alone.
+A block in which a document begins is computed once more for each of its documents, with the tokens
+of the others replaced by zero, and the state it passes on is its last document's alone.
 
-Shapes: B batch, L length, D channels, N order, T block, J = L / T blocks; complex numbers are pairs (re, im).
+Shapes: B batch, L length, D channels, N order, T block, J = L / T blocks; complex numbers are pairs
+(re, im).
 """
 
 import torch
@@ -109,7 +111,7 @@ def _matrices(
 
 
 class _Transpose(torch.autograd.Function):
-    """A matrix's transpose, laid out anew in both directions: batched products are slow on other layouts."""
+    """A matrix's transpose, laid out anew both ways: batched products are slow on other layouts."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -143,8 +145,8 @@ class _Toeplitz(torch.autograd.Function):
 class _Scan(torch.autograd.Function):
     """The recurrence over blocks: h_{j+1} = e_j + (q^T h_j where keep, else 0), carried in float64.
 
-    e [D, B, J, N, 2], transition q^T float64 [D, N, 2], h [D, B, N, 2], keep bool [B, J] or None
-    -> the states that enter each block [D, B, J, N, 2] and the one that leaves the last [D, B, N, 2].
+    e [D, B, J, N, 2], transition q^T float64 [D, N, 2], h [D, B, N, 2], keep bool [B, J] or None ->
+    the states that enter each block [D, B, J, N, 2] and the one that leaves the last [D, B, N, 2].
     """
 
     @staticmethod

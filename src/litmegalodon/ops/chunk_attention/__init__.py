@@ -1,4 +1,4 @@
-"""Causal attention inside chunks of fixed length, with rotary positions that restart in each chunk."""
+"""Causal attention inside chunks of fixed length, rotary positions restarting in each chunk."""
 
 from litmegalodon.ops.chunk_attention.api import chunk_attention
 from litmegalodon.ops.chunk_attention.state import KeyValueState

@@ -23,9 +23,10 @@ def chunk_attention(
     seed: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, KeyValueState]:
-    """Causal softmax attention inside chunks of `chunk_size` tokens; nothing reaches into another chunk.
+    """Causal softmax attention inside chunks of `chunk_size` tokens, never across.
 
-    Scores are q . k without a further scale. Chunks are cut on the grid of positions, which resets do not shift.
+    Scores are q . k without a further scale. Chunks are cut on the grid of positions, which resets
+    do not shift.
 
     Args:
         q, k: [B, L, H, z], not rotated, z even; v: [B, L, H, e], any e.

@@ -1,9 +1,10 @@
-"""Causal attention as explicit products over blocks of query rows, with a hand-written backward pass.
+"""Causal attention as explicit products over blocks of query rows, backward pass included.
 
-On a CPU this beats the stock fused kernel several times over: half of the square is never computed, values may be far
-wider than queries, and keys' gradients are summed in place.
+On a CPU this beats the stock fused kernel several times over: half of the square is never computed,
+values may be far wider than queries, and keys' gradients are summed in place.
 
-Shapes: n independent attentions, Q queries, K keys (K >= Q, aligned at their ends), H heads, z and e head sizes.
+Shapes: n independent attentions, Q queries, K keys (K >= Q, aligned at their ends), H heads, z and
+e head sizes.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,8 @@ def causal_attention(
     Args:
         q: [n, Q, H, z]; k: [n, K, H, z]; v: [n, K, H, e].
         visible: bool [n, K], keys that may be seen at all.
-        hidden: gives bool [n, H, rows, keys], the pairs that DropKey hides, for (first row, end row, end key).
+        hidden: gives bool [n, H, rows, keys], the pairs that DropKey hides, for (first row, end
+            row, end key).
 
     Returns:
         [n, Q, H, e].

@@ -1,8 +1,8 @@
 """DropKey: which (query, key) pairs are hidden, as a counter function of where they stand.
 
-A pair is dropped with probability p before the softmax, without rescaling. The mask depends on nothing but
-(seed, row, chunk, head, query, key), so the backward pass, another split into calls or another implementation makes
-the same one.
+A pair is dropped with probability p before the softmax, without rescaling. The mask depends on
+nothing but (seed, row, chunk, head, query, key), so the backward pass, another split into calls or
+another implementation makes the same one.
 """
 
 import torch
@@ -12,7 +12,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(h: Tensor) -> Tensor:
-    """A 32-bit avalanche (xor-shift and odd multiplications) on int64 tensors that hold 32-bit values."""
+    """A 32-bit avalanche (xor-shifts, odd multiplications) on int64 tensors of 32-bit values."""
     h = h ^ (h >> 16)
     h = (h * 0x7FEB352D) & _MASK
     h = h ^ (h >> 15)

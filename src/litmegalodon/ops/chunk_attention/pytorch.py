@@ -1,8 +1,8 @@
 """Chunk attention as a few batches of plain causal attention.
 
-Chunk boundaries and documents' first tokens cut a sequence into runs that see nothing of one another; each is causal
-attention over a contiguous stretch. The one exception is the run that continues the incoming chunk, whose keys begin
-with the cached ones.
+Chunk boundaries and documents' first tokens cut a sequence into runs that see nothing of one
+another; each is causal attention over a contiguous stretch. The one exception is the run that
+continues the incoming chunk, whose keys begin with the cached ones.
 
 Shapes: B batch, L length, H heads, C chunk, S slots of the cache.
 """
@@ -59,7 +59,7 @@ def _on_grid(
     kv: KeyValueState,
     drop: Drop,
 ) -> Tensor:
-    """All rows stand at the same place in their chunk and no document begins: head, whole chunks, tail are views."""
+    """Rows equally far into their chunk, no document begins: head, whole chunks, tail are views."""
     batch, length = q.shape[:2]
     offset = int(positions[0, 0]) % chunk_size
     head = min(length, -offset % chunk_size)
@@ -91,7 +91,7 @@ def _in_runs(
     resets: Tensor | None,
     drop: Drop,
 ) -> Tensor:
-    """The general case: cut at chunk boundaries and resets, gather runs of similar length into padded batches."""
+    """Cut at chunk boundaries and resets, gather runs of similar length into padded batches."""
     batch, length = q.shape[:2]
     boundaries = positions % chunk_size == 0
     if resets is not None:
@@ -159,7 +159,7 @@ def _rows(at: Tensor, batch: int) -> Tensor:
 
 
 def _dropkey(drop: Drop, heads: int, rows: Tensor, queries: Tensor, keys: Tensor, chunk_size: int):
-    """DropKey's mask for blocks of rows of n attentions, from the positions of queries [n, Q] and keys [n, K]."""
+    """DropKey's mask for blocks of query rows, from positions of queries [n, Q] and keys [n, K]."""
     if drop is None:
         return None
     chunk = queries[:, 0] // chunk_size
@@ -194,7 +194,8 @@ def _outgoing(
         return KeyValueState(
             k[:, length - slots :].clone(), v[:, length - slots :].clone(), visible
         )
-    # Slot i of a row holds its token i - end + L of this call, or a slot of the cache where that is negative.
+    # Slot i of a row holds its token i - end + L of this call, or a slot of the cache where that is
+    # negative.
     slot = torch.arange(slots, device=k.device)
     token = slot - end[:, None] + length
     source = torch.where(token >= 0, kv.k.shape[1] + token, token + offset[:, None])

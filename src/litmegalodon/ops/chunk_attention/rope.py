@@ -1,7 +1,7 @@
 """Rotary position embedding with positions that count from the chunk's first token.
 
-Pairs are adjacent features (x_2j, x_2j+1), as in the original LLaMA code. Angles are made in float64 where they are
-used and are no buffer of a module, so no cast of a model can round them.
+Pairs are adjacent features (x_2j, x_2j+1), as in the original LLaMA code. Angles are made in
+float64 where they are used and are no buffer of a module, so no cast of a model can round them.
 """
 
 from functools import lru_cache

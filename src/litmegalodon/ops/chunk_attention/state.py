@@ -7,11 +7,12 @@ from torch import Tensor
 
 
 class KeyValueState(NamedTuple):
-    """Rotated keys [B, S, H, z] and values [B, S, H, e] of the current chunk, slot i holding the chunk's token i.
+    """Rotated keys [B, S, H, z] and values [B, S, H, e] of the current chunk, by place in it.
 
-    S is the largest (position mod C) of the rows, not C: training mostly ends on a chunk boundary, where S = 0, and at
-    7B full-size buffers would be 2.4 GiB of zeros a sequence. length int64 [B] is how many slots before
-    (position mod C) a row may see: fewer than that where a document began inside the chunk. The others hold zeros.
+    S is the largest (position mod C) of the rows, not C: training mostly ends on a chunk boundary,
+    where S = 0, and at 7B full-size buffers would be 2.4 GiB of zeros a sequence. length int64 [B]
+    is how many slots before (position mod C) a row may see: fewer than that where a document began
+    inside the chunk. The others hold zeros.
     """
 
     k: Tensor

@@ -20,7 +20,7 @@ def timestep_norm(
     *,
     impl: str = "auto",
 ) -> tuple[Tensor, NormState]:
-    """Normalise each token by mean and variance of all tokens up to and including it, per group of features.
+    """Normalise each token by mean and variance of all tokens up to it, per group of features.
 
     y_t = (x_t - mean_t) / sqrt(var_t + eps) * (weight + 1) + bias, every token weighing the same.
 
@@ -39,12 +39,13 @@ def timestep_norm(
     Raises:
         ValueError: a dtype, shape or impl that can't be served.
 
-    Source: paper, section 3.2; released reference (biased variance, current token included, eps inside the root).
+    Source: paper, section 3.2; released reference (biased variance, current token included, eps
+        inside the root).
     """
     check_input("timestep_norm", x, resets)
     if x.shape[-1] % num_groups:
         raise ValueError(
-            f"timestep_norm: num_groups={num_groups} does not divide the {x.shape[-1]} features of x"
+            f"timestep_norm: num_groups={num_groups} does not divide x's {x.shape[-1]} features"
         )
     forms = {"reference": timestep_norm_reference, "torch": timestep_norm_pytorch}
     form = choose("timestep_norm", impl, forms)

@@ -1,14 +1,15 @@
 """TimestepNorm over a whole sequence at once.
 
-The statistics need only each token's group means g_t and variances s_t, 1 / d of the data, so those small arrays are
-accumulated in float64 and the data is normalised in one pass:
+The statistics need only each token's group means g_t and variances s_t, 1 / d of the data, so those
+small arrays are accumulated in float64 and the data is normalised in one pass:
 
     n_t    = n_0 + tokens so far
     mean_t = c + (n_0 (mean_0 - c) + sum (g - c)) / n_t
     var_t  = (n_0 (var_0 + (mean_0 - c)^2) + sum (s + (g - c)^2)) / n_t - (mean_t - c)^2
 
-with c a centre near the data (the first token's mean, or the incoming one), which keeps the difference of squares
-harmless. The backward pass uses that var_t does not depend on mean_t to first order (mean_t is its minimum).
+with c a centre near the data (the first token's mean, or the incoming one), which keeps the
+difference of squares harmless. The backward pass uses that var_t does not depend on mean_t to first
+order (mean_t is its minimum).
 
 Shapes: B batch, L length, D features, G groups, d = D / G.
 """
@@ -41,7 +42,7 @@ def timestep_norm_pytorch(
 
 
 def _averager(dim: int, groups: int, like: Tensor) -> Tensor:
-    """[D, G] matrix whose product takes the mean of each group: a thin product beats a reduction over d."""
+    """[D, G] matrix whose product takes each group's mean: it beats a reduction over d."""
     matrix = torch.eye(groups, dtype=like.dtype, device=like.device)
     return matrix.repeat_interleave(dim // groups, dim=0) / (dim // groups)
 
@@ -180,9 +181,9 @@ class _TimestepNorm(torch.autograd.Function):
 def _before(
     count: Tensor, resets: Tensor | None, runs: segments.Segments | None, shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Whether a token still belongs to the incoming document (bool), and how many tokens preceded its run (float64).
+    """Whether a token belongs to the incoming document, and how many tokens preceded its run.
 
-    Both [B, L, 1].
+    bool and float64, both [B, L, 1].
     """
     if runs is None:
         continues = torch.ones(shape[0], 1, 1, dtype=torch.bool, device=count.device)

@@ -17,7 +17,7 @@ def timestep_norm_reference(
     resets: Tensor | None = None,
     padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, NormState]:
-    """See `litmegalodon.ops.timestep_norm`. The statistics run in float64, the normalisation in float32 or better."""
+    """See `litmegalodon.ops.timestep_norm`; statistics in float64, the rest float32 or better."""
     dtype = compute_dtype(x)
     count, mean, var = state.count, state.mean.double(), state.var.double()
     scale, shift = weight.to(dtype) + 1, bias.to(dtype)

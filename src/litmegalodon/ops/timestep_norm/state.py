@@ -9,7 +9,8 @@ from torch import Tensor
 class NormState(NamedTuple):
     """Number of tokens seen, and mean and biased variance of everything seen.
 
-    count int64 [B]; mean, var float64 [B, G]. With count 0 the next token is normalised by itself alone.
+    count int64 [B]; mean, var float64 [B, G]. With count 0 the next token is normalised by itself
+    alone.
     """
 
     count: Tensor

@@ -143,7 +143,7 @@ class LastCheckpoint(_OwnedCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save if a checkpoint is due and no validation follows."""
-        if self._due(trainer) and True:
+        if self._due(trainer) and not _validation_follows(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
