@@ -70,6 +70,12 @@ def test_a_resumed_run_reads_the_next_batches_on_any_number_of_ranks(cursor, wor
     assert [row for b in global_batches(resumed, count) for row in b] == samples[cursor:]
 
 
+def test_another_seed_gives_another_order():
+    text = [bytes(range(100))]
+    orders = [str(global_batches([datamodule(text, seed=seed)], 20)) for seed in range(4)]
+    assert len(set(orders)) == 4
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_order_does_not_depend_on_the_number_of_workers():
     def batches(num_workers):

@@ -7,7 +7,7 @@ from litmegalodon.data import Document, ListSource, StdlibSource, compression_ba
 
 PACKAGE = {
     "email/__init__.py": b"",
-    "email/mime/text.py": b"text = 1\r\n",
+    "email/mime/audio.py": b"audio = 1\r\n",
     "email/charset.py": b"charset = 1",
     "abc.py": b"abc = 1\n",
 }
@@ -50,7 +50,7 @@ def test_a_package_is_one_document_of_its_files_in_path_order(tmp_path):
         "abc.py": b"# abc.py\nabc = 1\n",
         "email": b"# email/__init__.py\n"
         b"# email/charset.py\ncharset = 1\n"
-        b"# email/mime/text.py\ntext = 1\n",
+        b"# email/mime/audio.py\naudio = 1\n",
     }
 
 

@@ -93,8 +93,8 @@ class MegalodonConfig:
         if (self.z_dim // self.num_heads) % 2:
             self._refuse(
                 "z_dim",
-                f"gives {self.z_dim // self.num_heads} features a head, and rotary positions need an "
-                f"even number; use a multiple of {2 * self.num_heads}",
+                f"gives {self.z_dim // self.num_heads} features a head, and rotary positions need "
+                f"an even number; use a multiple of {2 * self.num_heads}",
             )
         if self.cema_ndim > 32:
             self._refuse("cema_ndim", "must be at most 32")

@@ -1,5 +1,6 @@
 """The public function of the complex exponential moving average."""
 
+import torch
 from torch import Tensor
 
 from litmegalodon.ops.cema.pytorch import cema_pytorch
@@ -7,6 +8,8 @@ from litmegalodon.ops.cema.reference import cema_reference
 from litmegalodon.ops.dispatch import check_input, choose
 
 
+# Counting resets and cutting at them depends on values, which torch.compile cannot follow.
+@torch.compiler.disable
 def cema(
     x: Tensor,
     alpha: Tensor,

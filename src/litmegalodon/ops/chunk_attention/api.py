@@ -9,6 +9,8 @@ from litmegalodon.ops.chunk_attention.state import KeyValueState
 from litmegalodon.ops.dispatch import check_input, choose
 
 
+# Counting resets and cutting at them depends on values, which torch.compile cannot follow.
+@torch.compiler.disable
 def chunk_attention(
     q: Tensor,
     k: Tensor,

@@ -1,5 +1,6 @@
 """The public function of TimestepNorm."""
 
+import torch
 from torch import Tensor
 
 from litmegalodon.ops.dispatch import check_input, choose
@@ -8,6 +9,8 @@ from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
 from litmegalodon.ops.timestep_norm.state import NormState
 
 
+# Counting resets and cutting at them depends on values, which torch.compile cannot follow.
+@torch.compiler.disable
 def timestep_norm(
     x: Tensor,
     weight: Tensor,

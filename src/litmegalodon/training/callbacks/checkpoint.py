@@ -50,7 +50,8 @@ class _OwnedCheckpoint(ModelCheckpoint):
         """Take the first process's folder, and refuse validation in mid-accumulation."""
         self.dirpath = trainer.strategy.broadcast(self.dirpath)
         every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
-        if stage == "fit" and isinstance(every, int) and every % accumulate:
+        counted = stage == "fit" and isinstance(every, int) and trainer.limit_val_batches
+        if counted and every % accumulate:
             raise ValueError(
                 f"trainer.val_check_interval={every}: must be a multiple of "
                 f"trainer.accumulate_grad_batches={accumulate}, so that validation follows a complete "

@@ -1,0 +1,28 @@
+"""What all tests share: the project's folder for Hydra, and no skip unnoticed in CI."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+
+ALLOWED_SKIPS = (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines()
+
+
+def unlisted_skips(session: pytest.Session) -> list[str]:
+    """The reasons of skipped tests that allowed_skips.txt does not list."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    reports = terminal.stats.get("skipped", []) if terminal else []
+    reasons = {str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports}
+    return sorted(reasons - set(ALLOWED_SKIPS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With CI=true an unlisted skip fails the session."""
+    reasons = unlisted_skips(session) if os.environ.get("CI") == "true" else []
+    if reasons:
+        print(f"\nfailed: skips that tests/allowed_skips.txt does not list: {reasons}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,185 @@
+"""Which checkpoints a run keeps, and that there is a usable one at every moment."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from callbacks_helpers import Killed, Standin, checkpoints, fit
+from lightning.pytorch import Callback, Trainer
+
+from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint, is_complete
+
+
+class Saves(Callback):
+    """Notes at every save: step, micro-batches read, and the complete checkpoints in the folder."""
+
+    def __init__(self, folder):
+        self.folder, self.notes = folder / "checkpoints", []
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        read = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        complete = sorted(path.name for path in self.folder.glob("*") if is_complete(path))
+        self.notes.append((trainer.global_step, read, complete))
+
+    def steps(self):
+        return [step for step, _, _ in self.notes]
+
+
+def without_validation(folder, max_steps, **settings):
+    saves = Saves(folder)
+    fit(folder, max_steps, callbacks=[saves], limit_val_batches=0, **settings)
+    return saves
+
+
+def test_the_newest_is_saved_every_n_steps_and_at_the_end_and_alone_stays(tmp_path):
+    saves = without_validation(tmp_path, 5, every=2)
+    assert saves.steps() == [2, 4, 5]
+    assert checkpoints(tmp_path) == ["last-step=000005.ckpt"]
+
+
+def test_the_previous_one_goes_only_when_the_new_one_is_there(tmp_path):
+    saves = without_validation(tmp_path, 4, every=2)
+    assert [complete for _, _, complete in saves.notes] == [[], ["last-step=000002.ckpt"]]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_nothing_is_saved_in_the_middle_of_an_accumulation(tmp_path, resumed):
+    last = None
+    if resumed:
+        without_validation(tmp_path, 2, every=2, accumulate_grad_batches=3)
+        last = tmp_path / "checkpoints/last-step=000002.ckpt"
+    saves = without_validation(tmp_path, 6, every=2, accumulate_grad_batches=3, ckpt_path=last)
+    expected = [(2, 6), (4, 12), (6, 18)][1 if resumed else 0 :]
+    assert [(step, read) for step, read, _ in saves.notes] == expected
+
+
+def test_a_run_that_stops_early_saves_where_it_stopped(tmp_path):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 3
+
+    fit(tmp_path, 8, every=4, callbacks=[Stop()])
+    assert checkpoints(tmp_path, "last") == ["last-step=000003.ckpt"]
+
+
+def test_a_kill_while_saving_leaves_the_previous_one_usable(tmp_path, monkeypatch):
+    original = Trainer.save_checkpoint
+
+    def half_written(self, filepath, *args, **kwargs):
+        if self.global_step == 4:
+            Path(filepath).mkdir()
+            (Path(filepath) / ".metadata").touch()
+            raise Killed
+        original(self, filepath, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "save_checkpoint", half_written)
+        without_validation(tmp_path, 6, every=2)
+    folder = tmp_path / "checkpoints"
+    assert [p.name for p in folder.glob("*") if is_complete(p)] == ["last-step=000002.ckpt"]
+
+    # What is left of the half-written one goes with the next save.
+    (folder / "last-step=000004.ckpt").rename(folder / "last-step=000004.ckpt.partial")
+    without_validation(tmp_path, 6, every=2, ckpt_path=folder / "last-step=000002.ckpt")
+    assert checkpoints(tmp_path) == ["last-step=000006.ckpt"]
+
+
+def test_nothing_is_deleted_for_a_checkpoint_that_is_not_complete(tmp_path, monkeypatch):
+    original = Trainer.save_checkpoint
+
+    def incomplete(self, filepath, *args, **kwargs):
+        original(self, filepath, *args, **kwargs)
+        if self.global_step == 4:
+            Path(filepath).unlink()
+            Path(filepath).mkdir()
+            (Path(filepath) / ".metadata").touch()
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", incomplete)
+    with pytest.warns(UserWarning, match="not complete"):
+        without_validation(tmp_path, 4, every=2)
+    assert checkpoints(tmp_path) == ["last-step=000002.ckpt", "last-step=000004.ckpt"]
+
+
+def test_a_resumed_run_replaces_the_checkpoint_it_came_from(tmp_path):
+    without_validation(tmp_path, 2)
+    last = tmp_path / "checkpoints/last-step=000002.ckpt"
+    without_validation(tmp_path, 4, ckpt_path=last)
+    assert checkpoints(tmp_path) == ["last-step=000004.ckpt"]
+
+
+def test_another_run_s_folder_is_never_touched(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    fit(old, 2)
+    before = checkpoints(old)
+    fit(new, 4, ckpt_path=old / "checkpoints/last-step=000002.ckpt")
+    assert checkpoints(old) == before
+    assert checkpoints(new, "last") == ["last-step=000004.ckpt"]
+
+
+def test_a_fresh_run_keeps_the_checkpoints_it_finds(tmp_path):
+    without_validation(tmp_path, 6)
+    without_validation(tmp_path, 4)
+    assert checkpoints(tmp_path) == ["last-step=000004.ckpt", "last-step=000006.ckpt"]
+
+
+def test_the_best_validation_is_kept_whatever_comes_after(tmp_path):
+    results = Standin({2: 3.0, 4: 2.125, 6: 2.5})
+    trainer = fit(tmp_path, 6, every=100, module=results)
+    assert checkpoints(tmp_path) == ["best-step=000004-bpb=2.1250.ckpt", "last-step=000006.ckpt"]
+    best = tmp_path / "checkpoints/best-step=000004-bpb=2.1250.ckpt"
+    assert trainer.checkpoint_callback.best_model_path == str(best)
+    assert torch.load(best, weights_only=True)["global_step"] == 4
+
+
+def test_a_resumed_run_remembers_what_was_best(tmp_path):
+    fit(tmp_path, 4, module=Standin({2: 2.0, 4: 3.0}))
+    last = tmp_path / "checkpoints/last-step=000004.ckpt"
+    fit(tmp_path, 6, ckpt_path=last, module=Standin({6: 2.5}))
+    assert checkpoints(tmp_path, "best") == ["best-step=000002-bpb=2.0000.ckpt"]
+    last = tmp_path / "checkpoints/last-step=000006.ckpt"
+    fit(tmp_path, 8, ckpt_path=last, module=Standin({8: 1.5}))
+    assert checkpoints(tmp_path, "best") == ["best-step=000008-bpb=1.5000.ckpt"]
+
+
+def test_the_newest_state_knows_the_best_of_its_own_step(tmp_path):
+    # Both are saved after the same validation: the best first.
+    fit(tmp_path, 2, module=Standin({2: 2.0}))
+    state = torch.load(tmp_path / "checkpoints/last-step=000002.ckpt", weights_only=True)
+    paths = [s.get("best_model_path", "") for s in state["callbacks"].values()]
+    assert any(path.endswith("best-step=000002-bpb=2.0000.ckpt") for path in paths)
+
+
+def test_a_best_that_a_killed_run_replaced_is_found_again(tmp_path):
+    # The newest state is of step 2; by step 4 the best it names was replaced.
+    fit(tmp_path, 2, module=Standin({2: 3.0}))
+    last = tmp_path / "checkpoints/last-step=000002.ckpt"
+    (tmp_path / "checkpoints/best-step=000002-bpb=3.0000.ckpt").unlink()
+    (tmp_path / "checkpoints/best-step=000004-bpb=2.0000.ckpt").touch()
+    trainer = fit(tmp_path, 4, ckpt_path=last, module=Standin({4: 2.0}))
+    assert checkpoints(tmp_path, "best") == ["best-step=000004-bpb=2.0000.ckpt"]
+    assert is_complete(trainer.checkpoint_callback.best_model_path)
+
+
+def test_validation_in_the_middle_of_a_step_is_refused_with_the_fix(tmp_path):
+    with pytest.raises(ValueError) as error:
+        fit(tmp_path, 4, accumulate_grad_batches=3, val_check_interval=4)
+    assert str(error.value) == (
+        "trainer.val_check_interval=4: must be a multiple of trainer.accumulate_grad_batches=3, "
+        "so that validation follows a complete optimizer step; try 3"
+    )
+
+
+def test_an_interval_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match=r"every_n_steps=0: must be at least 1"):
+        LastCheckpoint("anywhere", 0)
+
+
+def test_a_trial_run_leaves_no_checkpoint(tmp_path):
+    fit(tmp_path, 4, fast_dev_run=2)
+    assert checkpoints(tmp_path) == []
+
+
+def test_the_other_direction_of_best(tmp_path):
+    best = BestCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
+    name = best.format_checkpoint_name({"step": torch.tensor(7), "val/accuracy": torch.tensor(0.5)})
+    assert name == str(tmp_path / "best-step=000007-accuracy=0.5000.ckpt") and best.mode == "max"
