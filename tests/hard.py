@@ -120,7 +120,8 @@ def hard_tokens(config: MegalodonConfig, batch: int, length: int, seed: int = 0)
 def hard_resets(batch: int, length: int, chunk: int = 16) -> Tensor:
     """bool [B, L]: row 0 begins documents at every awkward place, row 1 at a few others, the rest not at all."""
     resets = torch.zeros(batch, length, dtype=torch.bool)
-    places = [0, 1, chunk - 1, chunk, 40, 41, BLOCK - 1, BLOCK, length - 1]
+    # 11 is where a row standing 5 tokens into a chunk of 16 enters the next, 130 one standing 20 into a chunk of 150.
+    places = [0, 1, 10, 11, chunk - 1, chunk, 40, 41, BLOCK - 1, BLOCK, 130, length - 1]
     resets[0, [p for p in places if p < length]] = True
     if batch > 1:
         resets[1, [p for p in (5, chunk + 1, 2 * BLOCK) if p < length]] = True
@@ -215,7 +216,7 @@ def _attention(name: str, chunk: int, positions: list[int], dropkey: float = 0.0
         offset = position % chunk
         slots = int(offset.max())
         # All of the chunk, all but its first two tokens, nothing: in the rows' order.
-        known = torch.stack([offset, (offset - 2).clamp(min=0), 0 * offset]).repeat(1, 1)
+        known = torch.stack([offset, (offset - 2).clamp(min=0), 0 * offset])
         known = known[torch.arange(batch) % 3, torch.arange(batch)]
         slot = torch.arange(slots)
         held = (slot < offset[:, None]) & (slot >= (offset - known)[:, None])
@@ -264,19 +265,23 @@ ATTENTION_WITH_DROPKEY = [
 ]
 
 
-def with_gradients(call: Callable[[Tensors], Tensors], given: Tensors, seed: int = 7) -> Tensors:
+def with_gradients(
+    call: Callable[[Tensors], Tensors],
+    given: Tensors,
+    seed: int = 7,
+    cotangents: torch.dtype = torch.float64,
+) -> Tensors:
     """Outputs of call(given) and, as `grad.*`, gradients of all inputs for random cotangents on every output.
 
-    The cotangents are the same numbers, rounded, whatever the outputs' dtypes.
+    The cotangents are the same numbers, rounded to their dtype, whatever the outputs' dtypes.
     """
     leaves = {k: v.detach().requires_grad_() for k, v in given.items() if v.is_floating_point()}
     outputs = call(given | leaves)
     floating = {k: v for k, v in outputs.items() if v.is_floating_point() and v.requires_grad}
     normal = draws(seed)
-    low = floating["y"].dtype
-    cotangents = [normal(*v.shape).to(low).to(v.dtype) for v in floating.values()]
+    given_back = [normal(*v.shape).to(cotangents).to(v.dtype) for v in floating.values()]
     grads = torch.autograd.grad(
-        list(floating.values()), list(leaves.values()), cotangents, materialize_grads=True
+        list(floating.values()), list(leaves.values()), given_back, materialize_grads=True
     )
     result = {k: v.detach() for k, v in outputs.items()}
     return result | {f"grad.{k}": g for k, g in zip(leaves, grads, strict=True)}

@@ -70,7 +70,9 @@ def test_a_line_tells_loss_speed_tokens_and_the_last_validation(tmp_path, capsys
     # Validated after steps 2 and 4: the result's own line, and the bits per byte from then on.
     results = [line for line in shown if "val loss" in line]
     assert len(results) == 2
-    assert re.fullmatch(rf"step 2/4  val loss {number}  val bpb {number}  val ppl {number}", results[0])
+    assert re.fullmatch(
+        rf"step 2/4  val loss {number}  val bpb {number}  val ppl {number}", results[0]
+    )
     bpb = re.search(rf"val bpb ({number})", results[0])[1]
     (third,) = [line for line in shown if line.startswith("step 3/4")]
     assert f"  val bpb {bpb}  " in third
@@ -137,7 +139,14 @@ def test_counts_are_short(number, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (190, "3m10s"), (3600, "1h00m"), (90_000, "1d01h")],
+    [
+        (0.2, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (190, "3m10s"),
+        (3600, "1h00m"),
+        (90_000, "1d01h"),
+    ],
 )
 def test_durations_have_two_units(seconds, text):
     assert format_duration(seconds) == text

@@ -232,6 +232,7 @@ def test_the_summary_counts_both_splits():
         "left_out_bytes": 0,
     }
     assert module.val_bytes == 3
+    assert module.val_targets == 4
     assert [document.text for document in module.validation_documents()] == [b"ghi"]
     assert module.baselines().keys() == {"gzip", "xz"}
 

@@ -5,6 +5,8 @@ import torch
 from golden_data import assert_equal
 from hard import BLOCK, OPERATORS, hard_resets, with_gradients
 
+from litmegalodon.ops import NormState, timestep_norm
+
 LENGTHS = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 200)
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
 
@@ -57,7 +59,7 @@ def test_a_reset_at_the_first_token_forgets_the_incoming_state(operator):
 
 
 @operators
-def test_a_padding_free_call_is_causal(operator):
+def test_a_token_sees_nothing_after_it(operator):
     given = operator.inputs(2, 100, 3)
     later = {k: v.clone() for k, v in given.items()}
     for name in operator.along_time:
@@ -66,3 +68,28 @@ def test_a_padding_free_call_is_causal(operator):
         before, after = (operator.call(t, None, impl)["y"] for t in (given, later))
         assert_equal(after[:, :70], before[:, :70], name=impl)
         assert not torch.equal(after[:, 70:], before[:, 70:])
+
+
+@pytest.mark.parametrize("with_resets", (False, True), ids=("whole", "resets"))
+def test_padded_tokens_change_nothing_and_may_hold_anything(with_resets):
+    norm = next(o for o in OPERATORS if o.name == "timestep_norm")
+    given = norm.inputs(3, 80, 4)
+    resets = hard_resets(3, 80) if with_resets else None
+    padding = torch.rand(3, 80, generator=torch.Generator().manual_seed(0)) < 0.3
+    padding[0, :3] = True
+    padding[2] = True
+
+    def call(t, impl):
+        state = NormState(*(t[f"state.{k}"] for k in NormState._fields))
+        y, end = timestep_norm(
+            t["x"], t["weight"], t["bias"], 3, 1e-5, state, resets, padding, impl=impl
+        )
+        return {"y": y} | {f"state.{k}": v for k, v in end._asdict().items()}
+
+    want = with_gradients(lambda t: call(t, "reference"), given)
+    assert_same(with_gradients(lambda t: call(t, "torch"), given), want)
+    poisoned = given | {"x": torch.where(padding[..., None], torch.nan, given["x"])}
+    got = with_gradients(lambda t: call(t, "torch"), poisoned)
+    assert_same(got, want)
+    assert not got["y"][padding].any()
+    assert not got["grad.x"][padding].any()

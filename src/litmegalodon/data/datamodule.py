@@ -76,8 +76,8 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read and pack the documents, once; ValueError if they and the settings do not fit."""
-        self._rows_per_rank("batch_size")
-        self._rows_per_rank("val_batch_size")
+        self._check_shared("batch_size")
+        self._check_shared("val_batch_size")
         if self._rows:
             return
         documents = self.source.documents()
@@ -208,8 +208,8 @@ class TextDataModule(LightningDataModule):
         of_strategy = getattr(self.trainer, "distributed_sampler_kwargs", None)
         return (of_strategy["rank"], of_strategy["num_replicas"]) if of_strategy else (0, 1)
 
-    def _rows_per_rank(self, setting: str) -> int:
-        """Rows of a batch on this rank; ValueError if the ranks do not share them equally."""
+    def _check_shared(self, setting: str) -> None:
+        """ValueError if the ranks cannot share a batch's rows equally."""
         batch_size, (_, world) = getattr(self, setting), self._data_rank()
         if batch_size % world:
             nearest = max(1, round(batch_size / world)) * world
@@ -217,7 +217,6 @@ class TextDataModule(LightningDataModule):
                 f"data.{setting}={batch_size}: counts rows over all {world} data-parallel"
                 f" processes and must divide by them; set data.{setting}={nearest}"
             )
-        return batch_size // world
 
 
 @dataclass
@@ -227,7 +226,7 @@ class Position:
     cursor: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainBatches(IterableDataset):
     """Endless batches of the global order from `position` on, those of one rank."""
 
@@ -253,7 +252,7 @@ class TrainBatches(IterableDataset):
             first += workers * self.batch_size
 
 
-@dataclass
+@dataclass(eq=False)
 class ValBatches(Dataset):
     """One rank's rows in order, once; every rank has as many batches, of the same shape."""
 

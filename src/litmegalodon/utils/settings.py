@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.utils import checkpoints
+from litmegalodon.utils.errors import cause
 
 WHOLE_NUMBERS_AT_LEAST = {
     "data.seq_len": 1,
@@ -99,9 +101,9 @@ def check_values(cfg: DictConfig) -> None:
 def check_model(cfg: DictConfig) -> None:
     """The model's own rules, and that its vocabulary holds the tokenizer's ids."""
     # Also what the data's parts can say without reading any text.
-    tokenizer = instantiate(cfg.data.tokenizer)
-    instantiate(cfg.data.source)
-    model = instantiate(cfg.model.config)
+    tokenizer = _make(cfg.data.tokenizer)
+    _make(cfg.data.source)
+    model = _make(cfg.model.config)
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
@@ -169,6 +171,13 @@ def find_checkpoints(cfg: DictConfig) -> None:
             cfg[name] = str(path)
     if "init_from" in cfg:
         cfg.model.init_from = cfg.init_from
+
+
+def _make(node: DictConfig) -> Any:
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        raise cause(error) from None
 
 
 def _check(cfg: DictConfig, name: str, is_good: Callable[[Any], bool], rule: str) -> None:

@@ -135,7 +135,7 @@ def _continue(
     drop: Drop,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """Attention of tokens whose chunk began in an earlier call: cached keys first, then own ones."""
+    """Attention of tokens whose chunk began in an earlier call: cached keys first, then these."""
     batch, slots = kv.k.shape[:2]
     if rows is None:
         rows = torch.arange(batch, device=q.device)

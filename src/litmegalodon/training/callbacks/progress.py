@@ -111,11 +111,17 @@ class TokenProgressBar(TQDMProgressBar):
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
             self._last_look = now
 
-    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Show a bar over the batches of this validation."""
-        super().on_validation_batch_start(trainer, *args, **kwargs)
-        # Lightning adds the number of the data loader to the word.
-        self.val_progress_bar.set_description(self.validation_description, refresh=False)
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show a bar over the batches of this validation, under its own word alone."""
+        if self.has_dataloader_changed(dataloader_idx):
+            self.val_progress_bar.reset(self.total_val_batches_current_dataloader)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a validation."""

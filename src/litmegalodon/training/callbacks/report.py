@@ -85,8 +85,10 @@ class RunReport(Callback):
         self.dirpath.mkdir(parents=True, exist_ok=True)
         console = Console(highlight=False)
         console.print(_table(title, _figures(trainer, metrics, seconds, baselines)))
-        if draw_loss(metrics, self.dirpath / "loss.png", title, baselines):
-            _say("loss curve", self.dirpath / "loss.png")
+        drawn = draw_loss(metrics, self.dirpath / "loss.png", title, baselines)
+        _say(
+            "loss curve", self.dirpath / "loss.png" if drawn else "none, no metrics.csv was written"
+        )
         for best in (c for c in trainer.callbacks if isinstance(c, BestCheckpoint)):
             _say("best checkpoint", best.best_model_path or "none, no validation was run")
         if sample is not None:
