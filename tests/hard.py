@@ -17,6 +17,9 @@ from torch import Tensor
 from litmegalodon.models import Megalodon, MegalodonConfig, MegalodonState
 from litmegalodon.ops import KeyValueState, NormState, cema, chunk_attention, timestep_norm
 
+# These tensors are so small that a second thread only waits, on a busy machine a hundred times as long as it works.
+torch.set_num_threads(1)
+
 BLOCK = 64
 Tensors = dict[str, Tensor]
 

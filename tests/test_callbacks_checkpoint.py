@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from callbacks_helpers import Killed, Standin, checkpoints, fit
 from lightning.pytorch import Callback, Trainer
 
+from callbacks_helpers import Killed, Standin, checkpoints, fit
 from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint, is_complete
 
 

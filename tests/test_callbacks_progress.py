@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from callbacks_helpers import fit
 from lightning.pytorch import Callback
 
+from callbacks_helpers import fit
 from litmegalodon.training.callbacks import TokenProgressBar, progress
 from litmegalodon.training.callbacks.progress import format_count, format_duration
 
@@ -71,7 +71,7 @@ def test_a_line_tells_loss_speed_tokens_and_the_last_validation(tmp_path, capsys
     results = [line for line in shown if "val loss" in line]
     assert len(results) == 2
     assert re.fullmatch(
-        rf"step 2/4  val loss {number}  val bpb {number}  val ppl {number}", results[0]
+        rf"step 2/4  val bpb {number}  val loss {number}  val ppl {number}", results[0]
     )
     bpb = re.search(rf"val bpb ({number})", results[0])[1]
     (third,) = [line for line in shown if line.startswith("step 3/4")]

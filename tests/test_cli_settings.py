@@ -1,4 +1,4 @@
-"""A wrong setting gives one sentence that names it, its value and the fix, before torch is needed."""
+"""A wrong setting gives one sentence with its name, value and fix, before torch is needed."""
 
 import os
 import re

@@ -65,7 +65,7 @@ def test_the_evaluation_config_composes_and_makes_what_it_describes(tmp_path: Pa
 
 
 def test_no_argument_is_the_experiment_tiny(tmp_path: Path) -> None:
-    assert composed(folder=tmp_path) == composed("train", "experiment=tiny", folder=tmp_path)
+    assert composed(folder=tmp_path) == composed("experiment=tiny", folder=tmp_path)
 
 
 def test_names_that_users_rely_on_exist(tmp_path: Path) -> None:
@@ -90,7 +90,6 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
     steps: int, interval: int, tmp_path: Path
 ) -> None:
     cfg = composed(
-        "train",
         f"trainer.max_steps={steps}",
         "validate_every=250",
         "trainer.accumulate_grad_batches=3",

@@ -62,7 +62,7 @@ def cema_end_state(x, alpha, delta, theta):
     """h after the last token as a sum over all tokens, sum_t q^(L-1-t) p x_t, complex128 [B, D, N]."""
     p, through, turn = (v.double().sigmoid().squeeze(-1) for v in (alpha, delta, theta))
     order = alpha.shape[1]
-    n = torch.arange(1, order + 1)
+    n = torch.arange(1, order + 1, dtype=torch.float64)
     log_q = torch.complex(torch.log1p(-p * through), 2 * math.pi / order * n * turn)
     age = torch.arange(x.shape[1] - 1, -1, -1)
     powers = (log_q[..., None] * age).exp()  # D x N x L

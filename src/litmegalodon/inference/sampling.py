@@ -110,7 +110,7 @@ def _allowed(logits: Tensor, tokenizer: Any) -> Tensor:
 def check_drawing(
     temperature: float, top_k: int | None, top_p: float | None, prefix: str = ""
 ) -> None:
-    """Refuse settings of `sample_next` that are out of range; `prefix` stands before their names."""
+    """Refuse settings of `sample_next` that are out of range, each named after `prefix`."""
     if not temperature >= 0:
         raise ValueError(
             f"{prefix}temperature={temperature}: must be 0 (always the likeliest token) or more"

@@ -54,8 +54,8 @@ class _OwnedCheckpoint(ModelCheckpoint):
         if counted and every % accumulate:
             raise ValueError(
                 f"trainer.val_check_interval={every}: must be a multiple of "
-                f"trainer.accumulate_grad_batches={accumulate}, so that validation follows a complete "
-                f"optimizer step; try {max(1, round(every / accumulate)) * accumulate}"
+                f"trainer.accumulate_grad_batches={accumulate}, so that validation follows a "
+                f"complete optimizer step; try {max(1, round(every / accumulate)) * accumulate}"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -150,7 +150,7 @@ class TokenProgressBar(TQDMProgressBar):
         """Show the validation's result."""
         super().on_validation_end(trainer, pl_module)
         if self._plain and self.is_enabled and not trainer.sanity_checking:
-            names = [name for name in trainer.callback_metrics if name.startswith("val/")]
+            names = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
             items = {
                 n.replace("/", " "): f"{trainer.callback_metrics[n].item():.4f}" for n in names
             }

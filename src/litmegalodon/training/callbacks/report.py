@@ -81,7 +81,9 @@ class RunReport(Callback):
         metrics = read_metrics(self.dirpath / "metrics.csv")
         baselines = trainer.datamodule.baselines()
         parameters = sum(p.numel() for p in pl_module.model.parameters())
-        title = f"{type(pl_module.model).__name__}, {format_count(parameters)} parameters"
+        # Sharding puts its own name in front of a class's.
+        name = type(pl_module.model).__name__.removeprefix("FSDP")
+        title = f"{name}, {format_count(parameters)} parameters"
         self.dirpath.mkdir(parents=True, exist_ok=True)
         console = Console(highlight=False)
         console.print(_table(title, _figures(trainer, metrics, seconds, baselines)))
@@ -161,19 +163,18 @@ def draw_loss(
             level = bits / bpb_per_nat
             bottom = min(bottom, level)
             axes.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (4, 4)))
+            # On the left, under the steep beginning, the lines are alone.
             place = axes.get_yaxis_transform()
-            axes.text(
-                0.995, level, f"{name} {bits:.2f}", transform=place, color="0.4", fontsize=8,
-                ha="right", va="bottom",
-            )  # fmt: skip
+            text = f"{name} {bits:.2f}"
+            axes.text(0.005, level, text, transform=place, color="0.4", fontsize=8, va="bottom")
 
     # The first steps fall from log(vocabulary) within a few pixels: the scale is for what comes
     # after.
-    settled = train_tokens >= 0.02 * train_tokens[-1]
+    settled = train_tokens >= 0.04 * train_tokens[-1]
     top = max([*smooth[settled], *val])
     axes.set_ylim(bottom - 0.06 * (top - bottom) - 1e-3, top + 0.04 * (top - bottom) + 1e-3)
     axes.set_xlim(0, train_tokens[-1])
-    axes.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens))
+    axes.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens).replace(".0", ""))
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("loss, nats per token")
     axes.set_title(title, loc="left")
@@ -190,37 +191,43 @@ def _figures(
     summary = trainer.datamodule.summary()
     tokens = [r["tokens"] for r in metrics if "tokens" in r]
     speeds = [r["tokens_per_second"] for r in metrics if "tokens_per_second" in r]
-    train = [r["train/loss"] for r in metrics if "train/loss" in r]
+    train = _curve(metrics, "train/loss")[1]
     validations = [r for r in metrics if "val/loss" in r]
     rows = {"optimizer steps": f"{trainer.global_step:,}"}
     if tokens:
         rows["tokens"] = f"{tokens[-1]:,.0f}"
-    rows["time, validation included"] = format_duration(seconds)
+    rows["time with validation"] = format_duration(seconds)
     if speeds:
         rows["tokens per second, median"] = f"{np.median(speeds):,.0f}"
-    if train:
-        rows["training loss, mean of the end"] = f"{_running_mean(train)[-1]:.4f}"
-    if validations:
-        best = min(validations, key=lambda r: r["val/loss"])
-        rows["last validation"] = _validation(validations[-1])
-        rows["best validation"] = _validation(best)
-    for name, bits in baselines.items():
-        rows[f"{'gzip -9' if name == 'gzip' else name} on the same text"] = (
-            f"{bits:.4f} bits per byte"
+    if len(train):
+        last = max(1, round(SMOOTHING * len(train)))
+        rows[f"training loss, last {last} steps" if last > 1 else "training loss"] = (
+            f"{train[-last:].mean():.4f}"
         )
+    if validations:
+        best = min(validations, key=_score)
+        for name, row in {"last": validations[-1], "best": best}.items():
+            rows[f"{name} validation, step {row['step']:.0f}"] = _validation(row)
+    for name, bits in baselines.items():
+        label = "gzip -9" if name == "gzip" else name
+        rows[f"{label} on the same text"] = f"{bits:.4f} bits/byte"
     rows["held-out text"] = f"{summary['val_bytes']:,} bytes"
     rows["corpus fingerprint"] = str(summary["fingerprint"])
     return rows
 
 
+def _score(row: dict[str, float]) -> float:
+    score = row.get("val/bpb", row["val/loss"])
+    return math.inf if math.isnan(score) else score
+
+
 def _validation(row: dict[str, float]) -> str:
-    shown = []
-    if "val/bpb" in row:
-        shown.append(f"{row['val/bpb']:.4f} bits per byte")
-    shown.append(f"loss {row['val/loss']:.4f}")
-    if "val/ppl" in row:
-        shown.append(f"perplexity {row['val/ppl']:.3f}")
-    return ", ".join([*shown, f"step {row['step']:.0f}"])
+    shown = {
+        "val/bpb": "{:.4f} bits/byte",
+        "val/loss": "loss {:.4f}",
+        "val/ppl": "perplexity {:.4g}",
+    }
+    return ", ".join(text.format(row[name]) for name, text in shown.items() if name in row)
 
 
 def _table(title: str, rows: dict[str, str]) -> Table:
@@ -251,11 +258,9 @@ def _curve(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([r["tokens"] for r in rows]), np.array([r[name] for r in rows])
 
 
-def _running_mean(values: Any) -> np.ndarray:
-    """Mean over the last points up to each, [points] -> [points]."""
-    values = np.asarray(values, dtype=float)
-    width = max(1, round(SMOOTHING * len(values)))
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the points around each, [points] -> [points]; fewer of them towards the ends."""
+    points = np.arange(len(values))
+    reach = np.minimum(round(SMOOTHING * len(values) / 2), np.minimum(points, points[::-1]))
     sums = np.concatenate([[0.0], values.cumsum()])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - width)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    return (sums[points + reach + 1] - sums[points - reach]) / (2 * reach + 1)

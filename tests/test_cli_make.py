@@ -1,0 +1,104 @@
+"""The house: make's targets, what setup says when Python does not serve, and CI's rule on skips."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from runs import ROOT
+
+# A make that runs these tests hands its own flags down.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+
+def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-C", str(folder), "--no-print-directory", *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_make_alone_lists_every_target_with_what_it_does() -> None:
+    done = make()
+    assert done.returncode == 0
+    listed = re.findall(r"^  ([a-z-]+) +\w.*$", done.stdout, re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert listed == phony[1].split()
+
+
+def test_make_train_hands_experiment_and_settings_to_the_script() -> None:
+    done = make("-n", "train", "EXP=debug", "ARGS=seed=2 trainer.max_steps=3")
+    assert done.stdout.splitlines()[-1] == (
+        ".venv/bin/python src/train.py experiment=debug seed=2 trainer.max_steps=3"
+    )
+    assert make("-n", "train").stdout.splitlines()[-1].split() == [
+        ".venv/bin/python",
+        "src/train.py",
+    ]
+
+
+def test_make_eval_takes_the_newest_checkpoint_unless_one_is_named() -> None:
+    assert make("-n", "eval").stdout.splitlines()[-1].split()[2:] == ["ckpt_path=last"]
+    assert make("-n", "eval", "CKPT=a/b").stdout.splitlines()[-1].split()[2:] == ["ckpt_path=a/b"]
+
+
+def fake_python(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_setup_asks_for_a_python_that_is_new_enough(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = fake_python(tmp_path / "old", "exit 1")
+    done = make("setup", f"PYTHON={old}", folder=tmp_path)
+    assert done.returncode != 0
+    assert f"error: PYTHON={old}: Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_setup_asks_for_the_venv_module(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    bare = fake_python(tmp_path / "bare", 'case "$2" in *ensurepip*) exit 1;; esac')
+    done = make("setup", f"PYTHON={bare}", folder=tmp_path)
+    assert done.returncode != 0
+    assert f"error: PYTHON={bare}: has no venv module; install it" in done.stderr
+
+
+def skips(reason: str, folder: Path, ci: str) -> subprocess.CompletedProcess[str]:
+    """A session of this project's conftest with one test that passes and one that is skipped."""
+    tests = folder / "tests"
+    tests.mkdir(exist_ok=True)
+    for name in ("conftest.py", "allowed_skips.txt"):
+        shutil.copy(ROOT / "tests" / name, tests)
+    (tests / "test_it.py").write_text(
+        "import pytest\n"
+        "def test_passes(): pass\n"
+        f"@pytest.mark.skip(reason={reason!r})\ndef test_skipped(): pass\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tests), "--rootdir", str(folder)],
+        env=ENVIRONMENT | {"CI": ci},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_an_unlisted_skip_fails_in_ci_and_is_named(tmp_path: Path) -> None:
+    done = skips("no time", tmp_path, ci="true")
+    assert done.returncode == 1
+    assert "skips that tests/allowed_skips.txt does not list: ['no time']" in done.stdout
+
+
+def test_a_listed_skip_passes_in_ci_and_any_skip_elsewhere(tmp_path: Path) -> None:
+    assert skips("needs a CUDA GPU", tmp_path, ci="true").returncode == 0
+    assert skips("no time", tmp_path, ci="").returncode == 0

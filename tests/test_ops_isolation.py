@@ -1,0 +1,89 @@
+"""Whatever a document holds, NaN and 1e30 included, no bit of another's outputs, states or gradients changes."""
+
+import pytest
+import torch
+from hard import OPERATORS, hard_resets
+
+operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+impls = pytest.mark.parametrize("impl", ("reference", "torch"))
+DISTURBANCES = {"random": None, "nan": torch.nan, "1e30": 1e30}
+disturbances = pytest.mark.parametrize("kind", DISTURBANCES)
+LENGTH = 150
+
+
+def document_numbers(resets):
+    """int64 [B, L]: 0 for the incoming document of a row, then 1, 2, ..."""
+    return resets.long().cumsum(1)
+
+
+def disturbed(given, names, where, kind):
+    """The inputs with other values where bool [B, L] is True."""
+    out = dict(given)
+    for name in names:
+        value = given[name]
+        other = torch.randn(value.shape, generator=torch.Generator().manual_seed(5)).to(value)
+        if DISTURBANCES[kind] is not None:
+            other = torch.full_like(value, DISTURBANCES[kind])
+        mask = where.view(*where.shape, *[1] * (value.dim() - 2))
+        out[name] = torch.where(mask, other, value)
+    return out
+
+
+def run(operator, given, resets, impl, clean):
+    """Outputs, and gradients of the clean tokens' part of an objective with respect to what runs along time."""
+    leaves = {k: given[k].detach().requires_grad_() for k in operator.along_time}
+    out = operator.call(given | leaves, resets, impl)
+    cotangent = torch.randn(out["y"].shape, generator=torch.Generator().manual_seed(6)).to(out["y"])
+    cotangent = cotangent * clean.view(*clean.shape, *[1] * (cotangent.dim() - 2))
+    grads = torch.autograd.grad(out["y"], list(leaves.values()), cotangent)
+    return out, dict(zip(leaves, grads, strict=True))
+
+
+@operators
+@impls
+@disturbances
+@pytest.mark.parametrize("row, number", ((0, 0), (0, 2), (0, 8), (0, 11), (1, 1), (1, 3), (2, 0)))
+def test_a_document_changes_no_bit_of_another(operator, impl, kind, row, number):
+    given = operator.rounded(operator.inputs(3, LENGTH, 14), torch.float32)
+    resets = hard_resets(3, LENGTH)
+    where = document_numbers(resets) == number
+    where[torch.arange(3) != row] = False
+    if number == 0 and resets[row, 0]:
+        # The incoming document of this row has no token here: disturb its state instead.
+        bad = dict(given)
+        for name in ("state.h", "state.mean", "state.var", "state.k", "state.v"):
+            if name in given:
+                bad[name] = given[name].clone()
+                bad[name][row] = DISTURBANCES[kind] or 5.0
+    else:
+        assert where.any()
+        bad = disturbed(given, operator.along_time, where, kind)
+    want, want_grad = run(operator, given, resets, impl, ~where)
+    got, got_grad = run(operator, bad, resets, impl, ~where)
+    assert torch.equal(got["y"][~where], want["y"][~where])
+    for name in operator.along_time:
+        assert torch.equal(got_grad[name][~where], want_grad[name][~where]), f"gradient of {name}"
+    for name, value in want.items():
+        # The last document's memory, unless that is the disturbed one.
+        rows = ~where[:, -1]
+        if name.startswith("state."):
+            assert torch.equal(got[name][rows], value[rows]), name
+
+
+@operators
+@impls
+@disturbances
+def test_a_row_changes_no_bit_of_another_row(operator, impl, kind):
+    given = operator.rounded(operator.inputs(3, LENGTH, 15), torch.float32)
+    where = torch.zeros(3, LENGTH, dtype=torch.bool)
+    where[1, 40:] = True
+    bad = disturbed(given, operator.along_time, where, kind)
+    rows = torch.tensor([0, 2])
+    clean = torch.ones_like(where)
+    clean[1] = False
+    want, want_grad = run(operator, given, None, impl, clean)
+    got, got_grad = run(operator, bad, None, impl, clean)
+    for name, value in want.items():
+        assert torch.equal(got[name][rows], value[rows]), name
+    for name in operator.along_time:
+        assert torch.equal(got_grad[name][rows], want_grad[name][rows]), f"gradient of {name}"

@@ -1,0 +1,67 @@
+"""However a sequence is split into calls, an operator gives what one call gives: outputs, last state, gradients."""
+
+import pytest
+import torch
+from golden_data import assert_equal
+from hard import OPERATORS, with_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+LENGTH = 150
+places = st.lists(st.integers(1, LENGTH - 1), max_size=5)
+documents = st.lists(st.tuples(st.integers(0, 2), st.integers(0, LENGTH - 1)), max_size=8)
+quickly = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+
+
+def resets_at(begins):
+    """bool [3, LENGTH], True at the (row, token) pairs given."""
+    resets = torch.zeros(3, LENGTH, dtype=torch.bool)
+    for row, token in begins:
+        resets[row, token] = True
+    return resets
+
+
+def assert_split_is_whole(operator, cuts, resets, impl="torch"):
+    inputs = operator.inputs(3, LENGTH, 12)
+    whole = with_gradients(lambda t: operator.call(t, resets, impl), inputs)
+    split = with_gradients(lambda t: operator.in_calls(t, resets, cuts, impl), inputs)
+    for name, value in whole.items():
+        if value.is_floating_point():
+            assert_equal(split[name], value, name=f"{name} cut at {cuts}")
+        else:
+            assert torch.equal(split[name], value), f"{name} cut at {cuts}"
+
+
+@operators
+@quickly
+@given(cuts=places, begins=documents)
+def test_any_split_into_calls_equals_one_call(operator, cuts, begins):
+    assert_split_is_whole(operator, cuts, resets_at(begins))
+
+
+@operators
+@quickly
+@given(cuts=places)
+def test_any_split_of_one_document_equals_one_call(operator, cuts):
+    assert_split_is_whole(operator, cuts, None)
+
+
+@operators
+@pytest.mark.parametrize("impl", ("reference", "torch"))
+def test_one_token_a_call_equals_one_call(operator, impl):
+    assert_split_is_whole(operator, list(range(1, 40)), resets_at([(0, 7), (1, 20)]), impl)
+
+
+@operators
+def test_what_an_operator_remembers_reaches_the_far_end(operator):
+    if operator.name == "attention-long-chunk":
+        length, far = 120, 119
+    else:
+        length, far = (11, 10) if operator.name.startswith("attention") else (LENGTH, LENGTH - 1)
+    inputs = operator.inputs(1, length, 13)
+    with_memory, without = (
+        operator.call(t, None, "torch")["y"][:, far]
+        for t in (inputs, operator.without_state(inputs))
+    )
+    assert ((with_memory - without).abs().max() / without.abs().max()) > 1e-3
