@@ -1,8 +1,8 @@
 """Parameters and inputs at which a mistake shows.
 
-At initialisation a MEGALODON remembers about three tokens, its norms do nothing and its inputs have mean zero, so a
-dropped state or a wrong merge would pass unseen. Here CEMA's half-lives are log-uniform from 1 to 70,000 tokens, every
-norm, bias, gamma and beta is random, and inputs have mean 3.
+At initialisation a MEGALODON remembers about three tokens, its norms do nothing and its inputs have
+mean zero, so a dropped state or a wrong merge would pass unseen. Here CEMA's half-lives are
+log-uniform from 1 to 70,000 tokens, every norm, bias, gamma and beta is random, inputs have mean 3.
 
 Shapes: B batch, L length, D features, N CEMA order, G groups, H heads, C chunk.
 """
@@ -10,6 +10,7 @@ Shapes: B batch, L length, D features, N CEMA order, G groups, H heads, C chunk.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from litmegalodon.models import Megalodon, MegalodonConfig, MegalodonState
 from litmegalodon.ops import KeyValueState, NormState, cema, chunk_attention, timestep_norm
 
-# These tensors are so small that a second thread only waits, on a busy machine a hundred times as long as it works.
+# These tensors are so small that on a busy machine a second thread makes the first wait, up to a
+# hundred times as long as it works.
 torch.set_num_threads(1)
 
 BLOCK = 64
@@ -31,7 +33,7 @@ def draws(seed: int) -> Callable[..., Tensor]:
 
 
 def hard_cema_parameters(dim: int, order: int, seed: int) -> Tensors:
-    """alpha, delta, theta, gamma, omega in float64 whose half-lives are log-uniform from 1 to 70,000 tokens."""
+    """alpha, delta, theta, gamma, omega in float64; half-lives log-uniform from 1 to 70,000."""
     normal = draws(seed)
     places = torch.randperm(dim * order, generator=torch.Generator().manual_seed(seed))
     half_life = 70_000.0 ** (places.double() / max(dim * order - 1, 1)).view(dim, order, 1)
@@ -74,7 +76,7 @@ def hard_model(
     seed: int = 0,
     impl: str = "auto",
 ) -> Megalodon:
-    """A model with hard parameters: the same numbers, rounded, in every dtype and implementation."""
+    """A model with hard parameters: the same numbers in every dtype and implementation."""
     model = Megalodon(config, impl=impl).double()
     model.initialise(seed)
     normal = draws(seed + 1)
@@ -97,14 +99,14 @@ def hard_model(
 
 
 def fresh_at(config: MegalodonConfig, positions: list[int], dtype: torch.dtype = torch.float64):
-    """The state of rows that have read nothing and whose next tokens stand at different positions."""
+    """The state of rows that have read nothing and whose next tokens stand at `positions`."""
     offset = max(p % config.chunk_size for p in positions)
     state = MegalodonState.fresh(config, len(positions), offset, dtype)
     return replace(state, position=torch.tensor(positions))
 
 
 def hard_state(model: Megalodon, positions: list[int], seed: int = 0) -> MegalodonState:
-    """What a model remembers after reading up to `positions`, one document having begun five tokens before the end."""
+    """What a model remembers of 21 tokens up to `positions`, the last row of a document of five."""
     length, config = 21, model.config
     tokens = hard_tokens(config, len(positions), length, seed + 100)
     resets = torch.zeros(len(positions), length, dtype=torch.bool)
@@ -121,9 +123,9 @@ def hard_tokens(config: MegalodonConfig, batch: int, length: int, seed: int = 0)
 
 
 def hard_resets(batch: int, length: int, chunk: int = 16) -> Tensor:
-    """bool [B, L]: row 0 begins documents at every awkward place, row 1 at a few others, the rest not at all."""
+    """bool [B, L]: row 0 begins documents at every awkward place, row 1 at a few, others none."""
     resets = torch.zeros(batch, length, dtype=torch.bool)
-    # 11 is where a row standing 5 tokens into a chunk of 16 enters the next, 130 one standing 20 into a chunk of 150.
+    # A row that stands 5 tokens into a chunk of 16 enters the next at 11, one 20 into 150 at 130.
     places = [0, 1, 10, 11, chunk - 1, chunk, 40, 41, BLOCK - 1, BLOCK, 130, length - 1]
     resets[0, [p for p in places if p < length]] = True
     if batch > 1:
@@ -133,7 +135,7 @@ def hard_resets(batch: int, length: int, chunk: int = 16) -> Tensor:
 
 @dataclass(frozen=True)
 class Operator:
-    """One of the three operators in a uniform: named tensors in and out, the state under names `state.*`.
+    """One of the three operators in a uniform: named tensors in and out, the state as `state.*`.
 
     Attributes:
         inputs: (batch, length, seed) -> float64 tensors, an incoming state among them.
@@ -151,7 +153,7 @@ class Operator:
         return {k: v for k, v in given.items() if k == "state.position" or "state." not in k}
 
     def rounded(self, given: Tensors, dtype: torch.dtype) -> Tensors:
-        """Inputs as a model in `dtype` has them: activations in it, parameters and sums in float32 or better."""
+        """Inputs as a model in `dtype` has them: activations in it, the rest in float32."""
         low = (*self.along_time, "state.k", "state.v")
         if dtype == torch.float64:
             return given
@@ -160,12 +162,14 @@ class Operator:
             for k, v in given.items()
         }
 
-    def in_calls(self, given: Tensors, resets: Tensor | None, cuts: list[int], impl: str) -> Tensors:
+    def in_calls(
+        self, given: Tensors, resets: Tensor | None, cuts: list[int], impl: str
+    ) -> Tensors:
         """One sequence in several calls, each continuing from the state of the one before."""
         length = given[self.along_time[0]].shape[1]
         edges = [0, *sorted(set(cuts)), length]
         state, outputs = {}, []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             part = {k: v[:, start:stop] for k, v in given.items() if k in self.along_time}
             here = None if resets is None else resets[:, start:stop]
             out = self.call(given | part | state, here, impl)
@@ -274,9 +278,10 @@ def with_gradients(
     seed: int = 7,
     cotangents: torch.dtype = torch.float64,
 ) -> Tensors:
-    """Outputs of call(given) and, as `grad.*`, gradients of all inputs for random cotangents on every output.
+    """Outputs of call(given) and, as `grad.*`, gradients of all inputs.
 
-    The cotangents are the same numbers, rounded to their dtype, whatever the outputs' dtypes.
+    The objective has random cotangents on every output: the same numbers, rounded to the dtype
+    `cotangents`, whatever the outputs' own dtypes.
     """
     leaves = {k: v.detach().requires_grad_() for k, v in given.items() if v.is_floating_point()}
     outputs = call(given | leaves)

@@ -5,7 +5,7 @@ import re
 import pytest
 from lightning.pytorch import Callback
 
-from callbacks_helpers import fit
+from callbacks_helpers import datamodule, fit
 from litmegalodon.training.callbacks import TokenProgressBar, progress
 from litmegalodon.training.callbacks.progress import format_count, format_duration
 
@@ -33,6 +33,7 @@ class Clock:
 
 
 def show(folder, max_steps, *callbacks, plain=True, **settings):
+    settings = {"every": 1000, **settings}
     bar = TokenProgressBar(plain=plain)
     fit(folder, max_steps, callbacks=[*callbacks, bar], enable_progress_bar=True, **settings)
 
@@ -85,6 +86,16 @@ def test_a_long_validation_says_how_far_it_is(tmp_path, capsys, monkeypatch):
         "step 2/2  validated 2/4",
         "step 2/2  validated 4/4",
     ]
+
+
+def test_validation_alone_counts_no_steps(tmp_path, capsys):
+    bar = TokenProgressBar(plain=True)
+    trainer = fit(tmp_path, 2, callbacks=[bar], enable_progress_bar=True)
+    capsys.readouterr()
+    trainer.validate(trainer.lightning_module, datamodule=datamodule(), verbose=False)
+    assert re.fullmatch(
+        r"val bpb \d\.\d{4}  val loss \d\.\d{4}  val ppl \d+\.\d{4}\n", capsys.readouterr().out
+    )
 
 
 def test_optimizer_steps_are_counted_not_batches(tmp_path, capsys):

@@ -1,10 +1,10 @@
-"""Every implementation of an operator is the same function: outputs, states and all gradients, with hard parameters."""
+"""All implementations of an operator are one function: outputs, states and all gradients."""
 
 import pytest
 import torch
+
 from golden_data import assert_equal
 from hard import BLOCK, OPERATORS, hard_resets, with_gradients
-
 from litmegalodon.ops import NormState, timestep_norm
 
 LENGTHS = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 200)

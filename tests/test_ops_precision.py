@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+
 from golden_data import assert_equal, assert_precise, relative_error
 from hard import OPERATORS, hard_cema_parameters, hard_resets, with_gradients
-
 from litmegalodon.ops import cema, timestep_norm
 
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
@@ -52,6 +52,22 @@ def test_outputs_keep_the_dtype_and_states_are_float32_or_better(operator, dtype
                     assert value.dtype in (torch.float32, torch.float64), name
 
 
+@operators
+def test_autocast_leaves_an_operator_in_the_precision_of_its_inputs(operator):
+    given = operator.rounded(operator.inputs(3, 70, 7), torch.float32)
+    resets = hard_resets(3, 70)
+    want = with_gradients(lambda t: operator.call(t, resets, "torch"), given)
+
+    def under_autocast(tensors):
+        with torch.autocast("cpu", torch.bfloat16):
+            return operator.call(tensors, resets, "torch")
+
+    got = with_gradients(under_autocast, given)
+    for name, value in want.items():
+        assert got[name].dtype == value.dtype, name
+        assert torch.equal(got[name], value), name
+
+
 def long_cema():
     x = torch.randn(1, LONG, 8, generator=torch.Generator().manual_seed(8)) + 3
     parameters = {k: v.float() for k, v in hard_cema_parameters(8, 3, 8).items()}
@@ -59,7 +75,7 @@ def long_cema():
 
 
 def cema_end_state(x, alpha, delta, theta):
-    """h after the last token as a sum over all tokens, sum_t q^(L-1-t) p x_t, complex128 [B, D, N]."""
+    """h after the last token as the sum over t of q^(L-1-t) p x_t, complex128 [B, D, N]."""
     p, through, turn = (v.double().sigmoid().squeeze(-1) for v in (alpha, delta, theta))
     order = alpha.shape[1]
     n = torch.arange(1, order + 1, dtype=torch.float64)

@@ -1,11 +1,12 @@
-"""However a sequence is split into calls, an operator gives what one call gives: outputs, last state, gradients."""
+"""Any split of a sequence into calls gives what one call gives: outputs, last state, gradients."""
 
 import pytest
 import torch
-from golden_data import assert_equal
-from hard import OPERATORS, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from golden_data import assert_equal
+from hard import OPERATORS, with_gradients
 
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
 LENGTH = 150

@@ -13,6 +13,8 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
+from litmegalodon.utils.command_line import is_main_process
+
 # Hydra prints its own errors over several lines unless this variable is 1: then it raises them.
 VARIABLE = "HYDRA_FULL_ERROR"
 TRACEBACKS_WANTED = os.environ.get(VARIABLE) == "1"
@@ -49,7 +51,8 @@ def one_line(tracebacks: bool = False) -> Iterator[None]:
         error = cause(error)
         if tracebacks or TRACEBACKS_WANTED or not is_users(error):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        process = "" if is_main_process() else f" in process {os.environ.get('LOCAL_RANK')}"
+        print(f"error{process}: {explain(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,6 +6,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,13 +17,20 @@ from litmegalodon.utils.printing import tame_lightning
 def make_trainer(cfg: DictConfig) -> Trainer:
     """The trainer with the callbacks and loggers of a configuration."""
     tame_lightning()
+    kind = accelerator(cfg.trainer.accelerator)
+    if kind == "cpu" and OmegaConf.is_list(cfg.trainer.devices):
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices}: a list names GPUs, and this run is on the CPU;"
+            " set a number of processes"
+        )
+    callbacks = make_list(cfg.get("callbacks"), "callbacks", Callback)
     settings: dict[str, Any] = {
-        "accelerator": accelerator(cfg.trainer.accelerator),
-        "callbacks": make_list(cfg.get("callbacks"), "callbacks", Callback),
+        "accelerator": kind,
+        "callbacks": callbacks,
         # None would be Lightning's own logger.
         "logger": make_list(cfg.get("logger"), "logger", Logger) or False,
-        # ModelCheckpoint is not wanted where no checkpoint callback is.
-        "enable_checkpointing": "last_checkpoint" in (cfg.get("callbacks") or {}),
+        # Where no callback saves checkpoints, Lightning would add one that does.
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
     }
     if "validate_every" in cfg and "val_check_interval" not in cfg.trainer:
         # Lightning counts micro-batches here.

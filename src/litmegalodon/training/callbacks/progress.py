@@ -194,6 +194,8 @@ class TokenProgressBar(TQDMProgressBar):
 
     def _print_line(self, items: dict[str, str]) -> None:
         total = f"/{self.trainer.max_steps}" if self.trainer.max_steps > 0 else ""
+        # Evaluation alone has no steps.
+        step = [f"step {self.trainer.global_step}{total}"] if self.trainer.state.fn == "fit" else []
         shown = [f"{name} {text}" for name, text in items.items() if text]
         # Flushed: a log is read while the run goes on.
-        print("  ".join([f"step {self.trainer.global_step}{total}", *shown]), flush=True)
+        print("  ".join([*step, *shown]), flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -140,39 +141,16 @@ def draw_loss(
     smooth = _running_mean(train)
     axes.plot(train_tokens, smooth, color="tab:blue", linewidth=1.6, label="train, running mean")
     if len(val):
-        axes.plot(
-            val_tokens,
-            val,
-            "o-",
-            color="tab:orange",
-            markersize=4,
-            linewidth=1.2,
-            label="validation",
-        )
+        # The last point lies on the frame: draw all of it.
+        points = {"marker": "o", "markersize": 4, "clip_on": False, "zorder": 3}
+        axes.plot(val_tokens, val, color="tab:orange", linewidth=1.2, label="validation", **points)
 
-    # Nats per token to bits per byte: a constant of the held-out text.
-    bpb_per_nat = next((r["val/bpb"] / r["val/loss"] for r in metrics if r.get("val/bpb")), None)
-    bottom = min([*smooth, *val])
-    if bpb_per_nat is not None:
-        right = axes.secondary_yaxis(
-            "right", (lambda x: x * bpb_per_nat, lambda x: x / bpb_per_nat)
-        )
-        right.set_ylabel("bits per byte of held-out text")
-        right.spines["right"].set_visible(False)
-        for name, bits in (baselines or {}).items():
-            level = bits / bpb_per_nat
-            bottom = min(bottom, level)
-            axes.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (4, 4)))
-            # On the left, under the steep beginning, the lines are alone.
-            place = axes.get_yaxis_transform()
-            text = f"{name} {bits:.2f}"
-            axes.text(0.005, level, text, transform=place, color="0.4", fontsize=8, va="bottom")
-
-    # The first steps fall from log(vocabulary) within a few pixels: the scale is for what comes
-    # after.
+    # The first steps fall from log(vocabulary) within a few pixels: the scale is for the rest.
     settled = train_tokens >= 0.04 * train_tokens[-1]
-    top = max([*smooth[settled], *val])
-    axes.set_ylim(bottom - 0.06 * (top - bottom) - 1e-3, top + 0.04 * (top - bottom) + 1e-3)
+    shown = [*smooth[settled], *val, *_draw_bits(axes, metrics, baselines or {})]
+    low, high = min(shown), max(shown)
+    margin = 0.05 * (high - low) + 1e-3
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0, train_tokens[-1])
     axes.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens).replace(".0", ""))
     axes.set_xlabel("tokens trained on")
@@ -182,6 +160,26 @@ def draw_loss(
     axes.legend(frameon=False, loc="upper right")
     figure.savefig(path)
     return True
+
+
+def _draw_bits(axes: Axes, metrics: Metrics, baselines: dict[str, float]) -> list[float]:
+    """Add the scale in bits per byte and a line per baseline; their levels in nats per token."""
+    # Their ratio is a constant of the held-out text.
+    ratios = (row["val/bpb"] / row["val/loss"] for row in metrics if row.get("val/bpb"))
+    ratio = next((r for r in ratios if math.isfinite(r)), None)
+    if ratio is None:
+        return []
+    right = axes.secondary_yaxis("right", (lambda y: y * ratio, lambda y: y / ratio))
+    right.set_ylabel("bits per byte of held-out text")
+    right.spines["right"].set_visible(False)
+    for name, bits in baselines.items():
+        level = bits / ratio
+        axes.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (4, 4)))
+        # On the left, under the steep beginning, the lines are alone.
+        place = axes.get_yaxis_transform()
+        text = f"{name} {bits:.2f}"
+        axes.text(0.005, level, text, transform=place, color="0.4", fontsize=8, va="bottom")
+    return [bits / ratio for bits in baselines.values()]
 
 
 def _figures(
@@ -201,9 +199,7 @@ def _figures(
         rows["tokens per second, median"] = f"{np.median(speeds):,.0f}"
     if len(train):
         last = max(1, round(SMOOTHING * len(train)))
-        rows[f"training loss, last {last} steps" if last > 1 else "training loss"] = (
-            f"{train[-last:].mean():.4f}"
-        )
+        rows[f"training loss, last {SMOOTHING:.0%}"] = f"{train[-last:].mean():.4f}"
     if validations:
         best = min(validations, key=_score)
         for name, row in {"last": validations[-1], "best": best}.items():
@@ -259,8 +255,8 @@ def _curve(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the points around each, [points] -> [points]; fewer of them towards the ends."""
-    points = np.arange(len(values))
-    reach = np.minimum(round(SMOOTHING * len(values) / 2), np.minimum(points, points[::-1]))
+    """Mean over the points around each, [points] -> [points]; at the ends over those there are."""
+    points, reach = np.arange(len(values)), round(SMOOTHING * len(values) / 2)
+    first, end = np.maximum(points - reach, 0), np.minimum(points + reach + 1, len(values))
     sums = np.concatenate([[0.0], values.cumsum()])
-    return (sums[points + reach + 1] - sums[points - reach]) / (2 * reach + 1)
+    return (sums[end] - sums[first]) / (end - first)
