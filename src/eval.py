@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
-from litmegalodon.utils.printing import opening, say, short_path
+from litmegalodon.utils.printing import describe_data, opening, say, short_path
 from litmegalodon.utils.saved_settings import adopt_settings
 from litmegalodon.utils.settings import check_settings
 
@@ -22,7 +22,6 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning.pytorch import seed_everything
 
     from litmegalodon.utils.instantiate import make_trainer
-    from litmegalodon.utils.printing import describe_data
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)

@@ -10,7 +10,13 @@ from omegaconf import DictConfig
 
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
-from litmegalodon.utils.printing import opening, say, short_path
+from litmegalodon.utils.printing import (
+    describe_data,
+    describe_model,
+    opening,
+    say,
+    short_path,
+)
 from litmegalodon.utils.settings import check_settings
 
 
@@ -22,7 +28,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from litmegalodon.utils.hparams import count_parameters, log_hyperparameters
     from litmegalodon.utils.instantiate import best_checkpoint, make_trainer
-    from litmegalodon.utils.printing import describe_data, describe_model
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)

@@ -53,13 +53,35 @@ def test_nothing_is_saved_in_the_middle_of_an_accumulation(tmp_path, resumed):
     assert [(step, read) for step, read, _ in saves.notes] == expected
 
 
-def test_a_run_that_stops_early_saves_where_it_stopped(tmp_path):
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer, *_):
-            trainer.should_stop = trainer.global_step == 3
+class Stop(Callback):
+    """Asks to stop after a number of micro-batches."""
 
-    fit(tmp_path, 8, every=4, callbacks=[Stop()])
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop |= batch_idx + 1 == self.batches
+
+
+@pytest.mark.parametrize("callbacks", [[], [Stop(3)]])
+def test_the_final_state_is_that_of_a_run_under_way(tmp_path, callbacks):
+    fit(tmp_path, 8 if callbacks else 3, every=100, callbacks=callbacks)
     assert checkpoints(tmp_path, "last") == ["last-step=000003.ckpt"]
+    state = torch.load(tmp_path / "checkpoints/last-step=000003.ckpt", weights_only=True)
+    # A longer run goes on inside its loop over batches, as after a kill.
+    assert state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 0
+
+
+def test_a_run_stopped_in_the_middle_of_an_accumulation_says_what_is_not_saved(tmp_path):
+    with pytest.warns(UserWarning, match="checkpoint is of step 2, not 3"):
+        fit(
+            tmp_path,
+            8,
+            callbacks=[Stop(11)],
+            accumulate_grad_batches=3,
+            val_check_interval=300,
+        )
+    assert checkpoints(tmp_path) == ["last-step=000002.ckpt"]
 
 
 def test_a_kill_while_saving_leaves_the_previous_one_usable(tmp_path, monkeypatch):
@@ -107,6 +129,17 @@ def test_a_resumed_run_replaces_the_checkpoint_it_came_from(tmp_path):
     assert checkpoints(tmp_path) == ["last-step=000004.ckpt"]
 
 
+def test_a_resumed_run_that_trains_nothing_saves_nothing(tmp_path):
+    class StopAtOnce(Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    without_validation(tmp_path, 2)
+    saves, last = Saves(tmp_path), tmp_path / "checkpoints/last-step=000002.ckpt"
+    fit(tmp_path, 8, callbacks=[saves, StopAtOnce()], ckpt_path=last, limit_val_batches=0)
+    assert saves.steps() == []
+
+
 def test_another_run_s_folder_is_never_touched(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     fit(old, 2)
@@ -149,15 +182,30 @@ def test_the_newest_state_knows_the_best_of_its_own_step(tmp_path):
     assert any(path.endswith("best-step=000002-bpb=2.0000.ckpt") for path in paths)
 
 
-def test_a_best_that_a_killed_run_replaced_is_found_again(tmp_path):
-    # The newest state is of step 2; by step 4 the best it names was replaced.
-    fit(tmp_path, 2, module=Standin({2: 3.0}))
+def test_a_best_that_is_gone_is_replaced_by_the_next_validation(tmp_path):
+    fit(tmp_path, 2, module=Standin({2: 1.0}))
     last = tmp_path / "checkpoints/last-step=000002.ckpt"
-    (tmp_path / "checkpoints/best-step=000002-bpb=3.0000.ckpt").unlink()
-    (tmp_path / "checkpoints/best-step=000004-bpb=2.0000.ckpt").touch()
+    (tmp_path / "checkpoints/best-step=000002-bpb=1.0000.ckpt").unlink()
     trainer = fit(tmp_path, 4, ckpt_path=last, module=Standin({4: 2.0}))
     assert checkpoints(tmp_path, "best") == ["best-step=000004-bpb=2.0000.ckpt"]
     assert is_complete(trainer.checkpoint_callback.best_model_path)
+
+
+def test_a_best_that_a_killed_run_saved_ahead_is_saved_again_in_its_place(tmp_path):
+    fit(tmp_path, 2, module=Standin({2: 3.0}))
+    last = tmp_path / "checkpoints/last-step=000002.ckpt"
+    (tmp_path / "checkpoints/best-step=000004-bpb=2.0000.ckpt").touch()
+    fit(tmp_path, 4, ckpt_path=last, module=Standin({4: 2.0}))
+    assert checkpoints(tmp_path, "best") == ["best-step=000004-bpb=2.0000.ckpt"]
+
+
+def test_the_best_of_another_folder_is_not_this_run_s(tmp_path):
+    fit(tmp_path / "old", 2, module=Standin({2: 1.0}))
+    last = tmp_path / "old/checkpoints/last-step=000002.ckpt"
+    trainer = fit(tmp_path / "new", 3, ckpt_path=last)
+    assert trainer.checkpoint_callback.best_model_path == ""
+    fit(tmp_path / "new", 4, ckpt_path=last, module=Standin({4: 2.0}))
+    assert checkpoints(tmp_path / "new", "best") == ["best-step=000004-bpb=2.0000.ckpt"]
 
 
 def test_validation_in_the_middle_of_a_step_is_refused_with_the_fix(tmp_path):

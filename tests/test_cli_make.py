@@ -9,8 +9,9 @@ from pathlib import Path
 
 from runs import ROOT
 
-# A make that runs these tests hands its own flags down.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+# A make that runs these tests hands its own flags and variables down.
+OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PYTHON", "TORCH_INDEX")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

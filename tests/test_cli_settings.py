@@ -23,10 +23,15 @@ def assert_says(text: str, pattern: str) -> None:
     assert "\n" not in text
 
 
-def fails(*arguments: str, cwd: Path, script: str = "train") -> str:
+def fails(*arguments: str, cwd: Path, script: str = "train", **variables: str) -> str:
     """The one line on stderr of a command that has to fail."""
     done = subprocess.run(
-        command(script, *arguments), cwd=cwd, capture_output=True, text=True, timeout=120
+        command(script, *arguments),
+        cwd=cwd,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     lines = done.stderr.splitlines()
@@ -67,6 +72,11 @@ def test_a_mistaken_command_ends_in_one_line(arguments: str, tmp_path: Path) -> 
 def test_an_evaluation_asks_for_its_checkpoint(tmp_path: Path) -> None:
     line = fails(f"hydra.run.dir={tmp_path}/run", cwd=tmp_path, script="eval")
     assert line == "error: ckpt_path: give the checkpoint to evaluate, or `last` for the newest one"
+
+
+def test_torchruns_processes_need_one_folder(tmp_path: Path) -> None:
+    line = fails(f"paths.log_dir={tmp_path}", cwd=tmp_path, TORCHELASTIC_RUN_ID="none")
+    assert_says(line, "error: hydra.run.dir: torchrun's processes .*; give them one, as hydra.run.dir=")
 
 
 def test_settings_are_checked_without_torch_and_lightning(tmp_path: Path) -> None:

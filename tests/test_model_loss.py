@@ -107,12 +107,14 @@ def test_an_ignored_target_changes_no_gradient():
 
 # Prints by how many bytes the process grew at its peak, first in pieces, then with all logits held.
 MEASURE = """
-import resource
 import torch
 import litmegalodon.models.megalodon as megalodon
 from litmegalodon.models import Megalodon, MegalodonConfig
 torch.set_num_threads(1)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    # getrusage's maximum would begin at the parent's.
+    status = open("/proc/self/status").read()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 model = Megalodon(MegalodonConfig({vocabulary}, 1, 16, 8, 8, 1, 8, 2, 128, 4))
 tokens = torch.arange({length})[None]
 def grow(most, length):
@@ -126,7 +128,7 @@ print(grow(0, {length}), grow(2**40, {length}))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's unit of ru_maxrss")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_loss_in_pieces_never_holds_a_full_copy_of_the_logits():
     vocabulary, length = 8192, 1024
     code = MEASURE.format(vocabulary=vocabulary, length=length)
@@ -137,6 +139,6 @@ def test_loss_in_pieces_never_holds_a_full_copy_of_the_logits():
     assert done.returncode == 0, done.stderr
     in_pieces, held = map(int, done.stdout.split())
     logits = 4 * vocabulary * length
-    # Logits, their log-probabilities and their gradient: the measurement sees what there is.
-    assert held > logits
+    # Logits, log-probabilities and a gradient: the measurement sees what there is.
+    assert held > 2 * logits
     assert in_pieces < logits / 2

@@ -93,7 +93,7 @@ class RunReport(Callback):
             "loss curve", self.dirpath / "loss.png" if drawn else "none, no metrics.csv was written"
         )
         for best in (c for c in trainer.callbacks if isinstance(c, BestCheckpoint)):
-            _say("best checkpoint", best.best_model_path or "none, no validation was run")
+            _say("best checkpoint", best.best_model_path or "none")
         if sample is not None:
             name, prompt, continuation = sample
             text = _sample_text(name, prompt, continuation, self.drawing["temperature"])
