@@ -116,7 +116,8 @@ class MegalodonModule(lightning.LightningModule):
             self.log("tokens_per_second", (tokens - self._tokens) / (self._clock - before))
         self._tokens = tokens
         self.log("train/lr", lr)
-        self.log("tokens", float(tokens))
+        # float32, the default, is exact to 16.8 million only.
+        self.log("tokens", torch.tensor(tokens, dtype=torch.float64))
 
     def configure_gradient_clipping(
         self,

@@ -113,7 +113,7 @@ class _TimestepNorm(torch.autograd.Function):
         ctx.runs = runs
         ctx.average = average
         ctx.mark_non_differentiable(out_count := seen[:, -1, 0].round().long())
-        return y.to(x.dtype), out_count, means[:, -1].contiguous(), variances[:, -1].contiguous()
+        return y.to(x.dtype), out_count, means[:, -1].clone(), variances[:, -1].clone()
 
     @staticmethod
     def backward(ctx, grad_y, _, grad_mean, grad_var):
