@@ -76,7 +76,7 @@ def test_an_evaluation_asks_for_its_checkpoint(tmp_path: Path) -> None:
 
 def test_torchruns_processes_need_one_folder(tmp_path: Path) -> None:
     line = fails(f"paths.log_dir={tmp_path}", cwd=tmp_path, TORCHELASTIC_RUN_ID="none")
-    assert_says(line, "error: hydra.run.dir: torchrun's processes .*; give them one, as hydra.run.dir=")
+    assert_says(line, "error: hydra.run.dir: torchrun's processes .*; give them one, as ")
 
 
 def test_settings_are_checked_without_torch_and_lightning(tmp_path: Path) -> None:

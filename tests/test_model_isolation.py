@@ -34,7 +34,7 @@ def run(model, tokens, resets, state, clean):
 
 
 @pytest.mark.parametrize("kind", ("other-words", *VALUES))
-@pytest.mark.parametrize("row, number", ((0, 1), (0, 2), (0, 8), (0, 11), (1, 1), (2, 0)))
+@pytest.mark.parametrize("row, number", ((0, 1), (0, 8), (0, 10), (1, 1), (1, 2), (2, 0)))
 def test_a_document_changes_no_bit_of_another(model, kind, row, number):
     resets = hard_resets(3, LENGTH)
     where = resets.long().cumsum(1) == number
