@@ -1,13 +1,17 @@
 """A tiny model that Lightning trains in milliseconds, and the run around it."""
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 from torch.nn import functional as F
 
 from litmegalodon.data import ByteTokenizer, Document, ListSource, TextDataModule
 from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint
 from litmegalodon.training.csv_logger import MetricsCSVLogger
+from litmegalodon.utils.checkpoints import META
 
 SEQ_LEN, BATCH = 8, 2
 
@@ -72,6 +76,17 @@ def datamodule():
     return TextDataModule(source, ByteTokenizer(), seq_len=SEQ_LEN, batch_size=BATCH)
 
 
+class FolderCheckpoints(TorchCheckpointIO):
+    """Checkpoints as folders that two files complete, as the project's own strategy writes them."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint, Path(path) / META)
+        (Path(path) / ".metadata").touch()
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        return super().load_checkpoint(Path(path) / META, map_location, weights_only)
+
+
 def fit(folder, max_steps, every=2, ckpt_path=None, callbacks=(), module=None, **settings):
     """Train in `folder` as an entry point would, and return the trainer."""
     trainer = Trainer(
@@ -81,6 +96,7 @@ def fit(folder, max_steps, every=2, ckpt_path=None, callbacks=(), module=None, *
             "accelerator": "cpu",
             "devices": 1,
             "logger": MetricsCSVLogger(folder),
+            "plugins": [FolderCheckpoints()],
             "callbacks": [
                 LastCheckpoint(folder / "checkpoints", every),
                 BestCheckpoint(folder / "checkpoints"),

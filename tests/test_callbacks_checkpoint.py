@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from callbacks_helpers import Killed, Standin, checkpoints, fit
-from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint, is_complete
+from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint
+from litmegalodon.utils.checkpoints import META, is_complete
 
 
 class Saves(Callback):
@@ -67,7 +68,7 @@ class Stop(Callback):
 def test_the_final_state_is_that_of_a_run_under_way(tmp_path, callbacks):
     fit(tmp_path, 8 if callbacks else 3, every=100, callbacks=callbacks)
     assert checkpoints(tmp_path, "last") == ["last-step=000003.ckpt"]
-    state = torch.load(tmp_path / "checkpoints/last-step=000003.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoints/last-step=000003.ckpt" / META, weights_only=True)
     # A longer run goes on inside its loop over batches, as after a kill.
     assert state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 0
 
@@ -112,9 +113,7 @@ def test_nothing_is_deleted_for_a_checkpoint_that_is_not_complete(tmp_path, monk
     def incomplete(self, filepath, *args, **kwargs):
         original(self, filepath, *args, **kwargs)
         if self.global_step == 4:
-            Path(filepath).unlink()
-            Path(filepath).mkdir()
-            (Path(filepath) / ".metadata").touch()
+            (Path(filepath) / META).unlink()
 
     monkeypatch.setattr(Trainer, "save_checkpoint", incomplete)
     with pytest.warns(UserWarning, match="not complete"):
@@ -161,7 +160,7 @@ def test_the_best_validation_is_kept_whatever_comes_after(tmp_path):
     assert checkpoints(tmp_path) == ["best-step=000004-bpb=2.1250.ckpt", "last-step=000006.ckpt"]
     best = tmp_path / "checkpoints/best-step=000004-bpb=2.1250.ckpt"
     assert trainer.checkpoint_callback.best_model_path == str(best)
-    assert torch.load(best, weights_only=True)["global_step"] == 4
+    assert torch.load(Path(best) / META, weights_only=True)["global_step"] == 4
 
 
 def test_a_resumed_run_remembers_what_was_best(tmp_path):
@@ -177,7 +176,7 @@ def test_a_resumed_run_remembers_what_was_best(tmp_path):
 def test_the_newest_state_knows_the_best_of_its_own_step(tmp_path):
     # Both are saved after the same validation: the best first.
     fit(tmp_path, 2, module=Standin({2: 2.0}))
-    state = torch.load(tmp_path / "checkpoints/last-step=000002.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoints/last-step=000002.ckpt" / META, weights_only=True)
     paths = [s.get("best_model_path", "") for s in state["callbacks"].values()]
     assert any(path.endswith("best-step=000002-bpb=2.0000.ckpt") for path in paths)
 
@@ -185,7 +184,7 @@ def test_the_newest_state_knows_the_best_of_its_own_step(tmp_path):
 def test_a_best_that_is_gone_is_replaced_by_the_next_validation(tmp_path):
     fit(tmp_path, 2, module=Standin({2: 1.0}))
     last = tmp_path / "checkpoints/last-step=000002.ckpt"
-    (tmp_path / "checkpoints/best-step=000002-bpb=1.0000.ckpt").unlink()
+    (tmp_path / "checkpoints/best-step=000002-bpb=1.0000.ckpt/.metadata").unlink()
     trainer = fit(tmp_path, 4, ckpt_path=last, module=Standin({4: 2.0}))
     assert checkpoints(tmp_path, "best") == ["best-step=000004-bpb=2.0000.ckpt"]
     assert is_complete(trainer.checkpoint_callback.best_model_path)
@@ -194,7 +193,7 @@ def test_a_best_that_is_gone_is_replaced_by_the_next_validation(tmp_path):
 def test_a_best_that_a_killed_run_saved_ahead_is_saved_again_in_its_place(tmp_path):
     fit(tmp_path, 2, module=Standin({2: 3.0}))
     last = tmp_path / "checkpoints/last-step=000002.ckpt"
-    (tmp_path / "checkpoints/best-step=000004-bpb=2.0000.ckpt").touch()
+    (tmp_path / "checkpoints/best-step=000004-bpb=2.0000.ckpt").mkdir()
     fit(tmp_path, 4, ckpt_path=last, module=Standin({4: 2.0}))
     assert checkpoints(tmp_path, "best") == ["best-step=000004-bpb=2.0000.ckpt"]
 

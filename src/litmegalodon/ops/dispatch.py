@@ -1,5 +1,6 @@
 """How an operator picks one of its implementations, and what every operator checks of its input."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -48,6 +49,23 @@ def choose(operator: str, impl: str, forms: dict[str, Callable]) -> Callable:
             f"available: {', '.join(('auto', *forms))}"
         )
     return forms[impl]
+
+
+def public(operator: Callable) -> Callable:
+    """What holds for every operator, whatever its implementation.
+
+    Under autocast it keeps the precision of its inputs: each implementation knows where a lower one
+    does no harm. And torch.compile leaves it as it is: how documents cut a sequence depends on
+    values, which it cannot follow.
+    """
+
+    @torch.compiler.disable
+    @functools.wraps(operator)
+    def run(x: Tensor, *args, **kwargs):
+        with torch.autocast(x.device.type, enabled=False):
+            return operator(x, *args, **kwargs)
+
+    return run
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

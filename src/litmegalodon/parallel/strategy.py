@@ -12,7 +12,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
-META = "meta.pt"
+from litmegalodon.utils.checkpoints import FILES, META, is_complete
+
 PARTIAL, DOOMED = ".partial", ".deleted"
 
 
@@ -124,9 +125,9 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         ValueError: the path is no complete checkpoint.
     """
     path = Path(path)
-    if not ((path / META).is_file() and (path / ".metadata").is_file()):
+    if not is_complete(path):
         raise ValueError(
-            f"ckpt_path={path}: is not a complete checkpoint (a folder with {META} and .metadata); "
-            "take a folder of a run's checkpoints/, or ckpt_path=last"
+            f"ckpt_path={path}: is not a complete checkpoint, which is a folder that holds "
+            f"{' and '.join(FILES)}; take one of a run's checkpoints/, or ckpt_path=last"
         )
     return torch.load(path / META, weights_only=True)

@@ -3,18 +3,19 @@
 from pathlib import Path
 
 # A checkpoint is a folder that holds both; the one written last makes it complete.
-FILES = (".metadata", "meta.pt")
+META = "meta.pt"
+FILES = (".metadata", META)
 
 
-def is_complete(path: Path) -> bool:
+def is_complete(path: str | Path) -> bool:
     """Whether a path is a checkpoint that was written to its end."""
-    return all((path / name).is_file() for name in FILES)
+    return all((Path(path) / name).is_file() for name in FILES)
 
 
 def newest(folder: Path) -> Path | None:
     """The complete checkpoint below a folder that was finished last, None where there is none."""
     found = [path for path in folder.rglob("*.ckpt") if is_complete(path)]
-    return max(found, key=lambda path: (path / "meta.pt").stat().st_mtime_ns, default=None)
+    return max(found, key=lambda path: (path / META).stat().st_mtime_ns, default=None)
 
 
 def find(name: str, value: str, task_dir: Path, run_dir: Path | None = None) -> Path:

@@ -43,7 +43,7 @@ CHOICES = {
     "model.optimizer.decay": ("all", "matrices"),
     "model.scheduler.kind": ("cosine", "linear", "constant"),
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
-    "trainer.precision": ("32-true", "bf16-mixed", "bf16-true"),
+    "trainer.precision": ("32-true", "bf16-mixed"),
 }
 FLAGS = (
     "train",

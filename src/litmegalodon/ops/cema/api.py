@@ -1,15 +1,13 @@
 """The public function of the complex exponential moving average."""
 
-import torch
 from torch import Tensor
 
 from litmegalodon.ops.cema.pytorch import cema_pytorch
 from litmegalodon.ops.cema.reference import cema_reference
-from litmegalodon.ops.dispatch import check_input, choose
+from litmegalodon.ops.dispatch import check_input, choose, public
 
 
-# Counting resets and cutting at them depends on values, which torch.compile cannot follow.
-@torch.compiler.disable
+@public
 def cema(
     x: Tensor,
     alpha: Tensor,

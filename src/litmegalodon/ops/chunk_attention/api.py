@@ -6,11 +6,10 @@ from torch import Tensor
 from litmegalodon.ops.chunk_attention.pytorch import chunk_attention_pytorch
 from litmegalodon.ops.chunk_attention.reference import chunk_attention_reference
 from litmegalodon.ops.chunk_attention.state import KeyValueState
-from litmegalodon.ops.dispatch import check_input, choose
+from litmegalodon.ops.dispatch import check_input, choose, public
 
 
-# Counting resets and cutting at them depends on values, which torch.compile cannot follow.
-@torch.compiler.disable
+@public
 def chunk_attention(
     q: Tensor,
     k: Tensor,

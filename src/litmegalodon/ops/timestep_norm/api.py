@@ -1,16 +1,14 @@
 """The public function of TimestepNorm."""
 
-import torch
 from torch import Tensor
 
-from litmegalodon.ops.dispatch import check_input, choose
+from litmegalodon.ops.dispatch import check_input, choose, public
 from litmegalodon.ops.timestep_norm.pytorch import timestep_norm_pytorch
 from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
 from litmegalodon.ops.timestep_norm.state import NormState
 
 
-# Counting resets and cutting at them depends on values, which torch.compile cannot follow.
-@torch.compiler.disable
+@public
 def timestep_norm(
     x: Tensor,
     weight: Tensor,

@@ -14,14 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-META = "meta.pt"
-METADATA = ".metadata"
-
-
-def is_complete(path: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint was written to its end: a directory with both indices, or a file."""
-    path = Path(path)
-    return path.is_file() or ((path / META).is_file() and (path / METADATA).is_file())
+from litmegalodon.utils.checkpoints import is_complete
 
 
 class _OwnedCheckpoint(ModelCheckpoint):
