@@ -29,7 +29,7 @@ class KeepsFloat32(nn.Module):
         def keep(tensor: Tensor) -> Tensor:
             out = fn(tensor)
             if tensor.is_floating_point() and out.dtype in (torch.bfloat16, torch.float16):
-                return tensor.to(out.device)
+                return tensor.to(out.device, torch.float32)
             return out
 
         return super()._apply(keep, recurse)

@@ -80,6 +80,13 @@ class Megalodon(nn.Module):
         if not self.embed.weight.is_meta:
             self.initialise(int(torch.randint(2**62, ())))
 
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        if self.config.share_emb:
+            # to_empty makes two parameters of the one.
+            self.output.output.weight = self.embed.weight
+        return self
+
     def initialise(self, seed: int) -> None:
         """Fill every parameter; the same seed gives the same weights on any device or sharding."""
         initialise(self, self.config, seed)
@@ -134,8 +141,10 @@ class Megalodon(nn.Module):
         if labels.numel() * weight.shape[0] > MAX_LOGITS:
             options = torch.nn.LinearCrossEntropyOptions()
             nll = linear_cross_entropy(
-                flat, weight, labels, ignore_index=IGNORED, reduction="sum", options=options
+                flat, weight, labels, ignore_index=IGNORED, reduction="none", options=options
             )
+            # Its own sum would be rounded to bfloat16 in a bfloat16 model.
+            nll = nll.to(torch.promote_types(nll.dtype, torch.float32)).sum()
         else:
             logits = self.output.output(flat)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -178,10 +187,19 @@ class Megalodon(nn.Module):
             return
         if state.batch != tokens.shape[0]:
             raise ValueError(f"state has {state.batch} rows, tokens {tokens.shape[0]}")
-        shape = (self.config.model_dim, self.config.cema_ndim)
-        if len(state.layers) != len(self.layers) or state.layers[0].h.shape[1:3] != shape:
+        c, first = self.config, state.layers[0]
+        for names, theirs, ours in (
+            ("num_layers", len(state.layers), c.num_layers),
+            ("[model_dim, cema_ndim]", first.h.shape[1:3], (c.model_dim, c.cema_ndim)),
+            ("norm_num_groups", first.norm.mean.shape[1], c.norm_num_groups),
+            ("[num_heads, z]", first.kv.k.shape[2:], (c.num_heads, c.z_dim // c.num_heads)),
+            ("[num_heads, e]", first.kv.v.shape[2:], (c.num_heads, c.value_dim // c.num_heads)),
+        ):
+            if theirs != ours:
+                raise ValueError(f"state is of a model with {names} {theirs}; this one has {ours}")
+        offset = int((state.position % c.chunk_size).max())
+        if first.kv.k.shape[1] < offset:
             raise ValueError(
-                f"state is of a model with {len(state.layers)} layers of [model_dim, cema_ndim] "
-                f"{list(state.layers[0].h.shape[1:3])}; "
-                f"this one has {len(self.layers)} of {list(shape)}"
+                f"state holds keys of {first.kv.k.shape[1]} tokens where chunk_size={c.chunk_size} "
+                f"needs {offset}: it is of a model with another chunk_size"
             )

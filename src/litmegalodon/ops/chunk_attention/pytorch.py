@@ -37,12 +37,11 @@ def chunk_attention_pytorch(
     aligned = bool((offset == offset[0]).all())
     if resets is not None and not resets.any():
         resets = None
-    positions = (position[:1] if aligned else position)[:, None]
-    positions = positions + torch.arange(length, device=q.device)  # B or 1 x L
-    q, k = (rope(u, positions % chunk_size, chunk_size, rope_base) for u in (q, k))
+    positions = position[:, None] + torch.arange(length, device=q.device)  # B x L
+    places = (positions[:1] if aligned else positions) % chunk_size
+    q, k = (rope(u, places, chunk_size, rope_base) for u in (q, k))
     dtype = compute_dtype(v)
     wide = [u.to(dtype) for u in (q, k, v)]
-    positions = positions.expand(q.shape[0], -1)
     if aligned and resets is None:
         out = _on_grid(*wide, chunk_size, positions, kv, drop)
     else:
