@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # The first of these that runs; another one: make setup PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
-# An extra package index: TORCH_INDEX=https://download.pytorch.org/whl/cpu gives torch's small CPU build
+# An extra package index, for example PyTorch's own one of small CPU builds
 TORCH_INDEX ?=
 # EXP=name is experiment=name; ARGS="..." goes to the script as it is
 EXP ?=

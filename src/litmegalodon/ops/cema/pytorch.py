@@ -57,7 +57,7 @@ def cema_pytorch(
         y, h = _blocks(channels[:, :, start:stop], c, weight, h, part_resets, block)
         outputs.append(y)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return _Transpose.apply(y.flatten(1)).view(x.shape).to(x.dtype), h.transpose(0, 1).contiguous()
+    return _Transpose.apply(y.flatten(1)).view(x.shape).to(x.dtype), h.transpose(0, 1).clone()
 
 
 def _blocks(
