@@ -9,6 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from litmegalodon.utils import errors
+from litmegalodon.utils.checkpoints import newest
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import (
     describe_data,
@@ -47,9 +48,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         except SystemExit:
             # Lightning's answer to Ctrl-C.
             if trainer.interrupted:
+                saved = newest(Path(cfg.paths.output_dir))
+                how = f"to go on: ckpt_path={saved}" if saved else "no checkpoint was saved yet"
                 raise KeyboardInterrupt(
-                    f"interrupted after step {trainer.global_step}; the same command with"
-                    " ckpt_path=last goes on from the newest checkpoint"
+                    f"interrupted after step {trainer.global_step}; {how}"
                 ) from None
             raise
         metrics |= trainer.callback_metrics

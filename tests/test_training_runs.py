@@ -1,6 +1,7 @@
 """Whole training runs, by the command line: what a step is, and where a run is measured."""
 
 import pytest
+
 from runs import losses, metrics, run
 
 pytestmark = pytest.mark.slow

@@ -15,6 +15,7 @@ from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
 from litmegalodon.models.layers import Linear, TimestepNorm
 from litmegalodon.models.state import LayerState, MegalodonState
+from litmegalodon.ops.dispatch import IMPLEMENTATIONS
 
 IGNORED = -100
 # Above this many logits (256 MiB in float32) the loss is computed without holding them all.
@@ -67,6 +68,8 @@ class Megalodon(nn.Module):
 
     def __init__(self, config: MegalodonConfig, impl: str = "auto"):
         super().__init__()
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(f"impl={impl!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
         self.config = config
         self.embed = nn.Embedding(
             config.vocab_size,

@@ -1,5 +1,6 @@
 """The Lightning strategy of every run, from one process to many: FSDP2, sharded checkpoints."""
 
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
@@ -21,8 +23,7 @@ class ShardedStrategy(ModelParallelStrategy):
     """Data parallelism with sharded parameters over all processes.
 
     A checkpoint is a directory that is complete or absent: it is written under another name and
-        renamed at the end,
-    and renamed before it is deleted.
+    renamed at the end, and renamed before it is deleted.
 
     Args:
         timeout_minutes: how long a process waits for another one before the run is given up.
@@ -92,24 +93,23 @@ class ShardedStrategy(ModelParallelStrategy):
             ValueError: it is no complete checkpoint, or of a model of another shape.
         """
         path = Path(self.broadcast(checkpoint_path))
-        check_same_model(
-            self.lightning_module.hparams["config"], read_meta(path), f"ckpt_path={path}"
-        )
-        return super().load_checkpoint(path, weights_only=True)
+        setting = f"ckpt_path={path}"
+        self.lightning_module.check_checkpoint(read_meta(path, setting), path)
+        with damaged_is_refused(setting):
+            return super().load_checkpoint(path, weights_only=True)
 
 
-def check_same_model(ours: Mapping[str, Any], meta: Mapping[str, Any], setting: str) -> None:
+def check_same_model(ours: Mapping[str, Any], theirs: Mapping[str, Any], setting: str) -> None:
     """Compare a model's config with the one a checkpoint was made with.
 
     Args:
         ours: the model's config.
-        meta: of `read_meta`.
+        theirs: the checkpoint's.
         setting: what named the checkpoint, for the message.
 
     Raises:
         ValueError: they differ in anything that shapes or interprets the weights.
     """
-    theirs = meta["hyper_parameters"]["config"]
     # Dropout and initialisation change no weight that is there already.
     harmless = {"dropout", "hidden_dropout", "attention_dropout", "init_mode"}
     names = [k for k in sorted({*ours, *theirs} - harmless) if ours.get(k) != theirs.get(k)]
@@ -118,7 +118,27 @@ def check_same_model(ours: Mapping[str, Any], meta: Mapping[str, Any], setting: 
         raise ValueError(f"{setting}: is of another model: {listed}; use its settings")
 
 
-def read_meta(path: str | Path) -> dict[str, Any]:
+@contextmanager
+def damaged_is_refused(setting: str) -> Iterator[None]:
+    """Turn what reading a damaged checkpoint raises into a ValueError that names the setting."""
+    try:
+        yield
+    except (
+        CheckpointException,
+        EOFError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{setting}: cannot be read, it is damaged or no checkpoint of this project "
+            f"({said[0]}); take another one"
+        ) from error
+
+
+def read_meta(path: str | Path, setting: str) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors.
 
     Raises:
@@ -127,7 +147,11 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not is_complete(path):
         raise ValueError(
-            f"ckpt_path={path}: is not a complete checkpoint, which is a folder that holds "
+            f"{setting}: is not a complete checkpoint, which is a folder that holds "
             f"{' and '.join(FILES)}; take one of a run's checkpoints/, or ckpt_path=last"
         )
-    return torch.load(path / META, weights_only=True)
+    with damaged_is_refused(setting):
+        meta = torch.load(path / META, weights_only=True)
+        # What is asked of it later.
+        meta["hyper_parameters"]["config"], meta["global_step"]
+        return meta

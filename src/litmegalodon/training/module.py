@@ -2,13 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed.checkpoint as dcp
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -20,7 +21,7 @@ from litmegalodon.data.datamodule import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
 from litmegalodon.parallel import parallelize
-from litmegalodon.parallel.strategy import check_same_model, read_meta
+from litmegalodon.parallel.strategy import check_same_model, damaged_is_refused, read_meta
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
 
 
@@ -28,10 +29,9 @@ class MegalodonModule(lightning.LightningModule):
     """The network with its loss, optimizer, schedule and metrics.
 
     A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
-    micro-batch. Logged after
-    each optimizer step: train/loss, train/grad_norm (before clipping), train/lr, tokens (read so
-        far, all ranks),
-    tokens_per_second; at a validation: val/loss, val/bpb, val/ppl.
+    micro-batch. Logged after each optimizer step: train/loss, train/grad_norm (before clipping),
+    train/lr, tokens (trained on so far, all ranks), tokens_per_second; at a validation: val/loss,
+    val/bpb, val/ppl.
 
     Args:
         config: the network's sizes.
@@ -58,15 +58,15 @@ class MegalodonModule(lightning.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.compile_blocks, self.init_from, self.seed = compile, init_from, seed
         # In the checkpoint, for whoever loads it; the loggers get the whole composed config.
-        self.save_hyperparameters({"config": config.to_dict()}, logger=False)
+        self.save_hyperparameters({"config": config.to_dict(), "resume": {}}, logger=False)
         with torch.device("meta"):
             self.model = Megalodon(config, impl)
         self.val_loss = TokenLoss()
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens.
         self._step_sums: Tensor | None = None
         self._last_batch: Batch | None = None
-        # Tokens read at the end of the last step, and when that was.
-        self._tokens: int | None = None
+        # Tokens trained on, over all ranks: in the steps made, and in the one being made.
+        self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
 
     def configure_model(self) -> None:
@@ -78,13 +78,21 @@ class MegalodonModule(lightning.LightningModule):
                 block.compile()
         if self.device_mesh is not None:
             parallelize(self.model, self.device_mesh)
-        self.model.to_empty(device=self.device)
+        device = self.device if self._trainer is None else self.trainer.strategy.root_device
+        self.model.to_empty(device=device)
         self.model.initialise(self.seed)
         if self.init_from is not None:
             self._load_weights(self.init_from)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.model.named_parameters())
+        # An optimizer's state brings these with it: other values would have no effect.
+        chosen = getattr(self.make_optimizer, "keywords", {})
+        kept = {f"model.optimizer.{name}": value for name, value in chosen.items()}
+        kept["trainer.accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
+        # A list from a config file is a type of its own.
+        plain = {k: v if isinstance(v, int | float | str) else list(v) for k, v in kept.items()}
+        self.hparams["resume"] = plain
         schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -99,6 +107,7 @@ class MegalodonModule(lightning.LightningModule):
         sums = torch.stack([nll.detach().double(), valid.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
         self._last_batch = batch
+        self._step_tokens += batch["tokens"].numel() * self.trainer.world_size
         # How many targets of the whole step are valid is not known yet: divide by the slots of this
         # batch, the end of the step corrects it.
         return nll / batch["targets"].numel()
@@ -111,13 +120,15 @@ class MegalodonModule(lightning.LightningModule):
         if (data := self.trainer.datamodule) is not None:
             data.trained(read)
         before, self._clock = self._clock, time.perf_counter()
-        tokens = read * self._last_batch["tokens"].shape[1]
-        if self._tokens is not None:
-            self.log("tokens_per_second", (tokens - self._tokens) / (self._clock - before))
-        self._tokens = tokens
+        self.log("tokens_per_second", self._step_tokens / (self._clock - before))
+        self._tokens += self._step_tokens
+        self._step_tokens = 0
         self.log("train/lr", lr)
         # float32, the default, is exact to 16.8 million only.
-        self.log("tokens", torch.tensor(tokens, dtype=torch.float64))
+        self.log("tokens", torch.tensor(self._tokens, dtype=torch.float64))
+        if self.trainer.global_step + 1 == self.trainer.max_steps:
+            # Lightning validates where it is told to stop: the end is measured wherever it falls.
+            self.trainer.should_stop = True
 
     def configure_gradient_clipping(
         self,
@@ -147,11 +158,6 @@ class MegalodonModule(lightning.LightningModule):
         self.log("train/loss", nll / max(valid, 1), prog_bar=True)
         self.log("train/grad_norm", norm)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        # Lightning validates where it is told to stop: a run's end is measured wherever it falls.
-        if self.trainer.global_step == self.trainer.max_steps:
-            self.trainer.should_stop = True
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
         self.val_loss.update(nll, valid)
@@ -176,6 +182,34 @@ class MegalodonModule(lightning.LightningModule):
                 "a checkpoint was asked for between the micro-batches of an optimizer step"
             )
 
+        checkpoint["tokens"] = self._tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._tokens = checkpoint["tokens"]
+
+    def check_checkpoint(self, meta: Mapping[str, Any], path: Path) -> None:
+        """Refuse to continue a checkpoint with settings that it was not made with.
+
+        Raises:
+            ValueError: another model; to train on, also another optimizer or accumulation, or no
+                step left to train.
+        """
+        theirs, ours = meta["hyper_parameters"], self.hparams
+        check_same_model(ours["config"], theirs["config"], f"ckpt_path={path}")
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        for name, value in ours["resume"].items():
+            if (then := theirs["resume"].get(name, value)) != value:
+                raise ValueError(
+                    f"{name}={value}: the checkpoint was trained with {then}, which a resumed run "
+                    "keeps; go back to it, or take only the weights with init_from="
+                )
+        if meta["global_step"] >= self.trainer.max_steps > 0:
+            raise ValueError(
+                f"trainer.max_steps={self.trainer.max_steps}: the checkpoint is at step "
+                f"{meta['global_step']} already; set more, and model.scheduler.total_steps with it"
+            )
+
     def _log_quality(self, split: str) -> None:
         # The metric has summed over the ranks; sync_dist averages equal values and keeps Lightning
         # quiet.
@@ -190,9 +224,12 @@ class MegalodonModule(lightning.LightningModule):
 
     def _load_weights(self, path: str) -> None:
         """Take the weights of a checkpoint of the same shape."""
-        check_same_model(self.hparams["config"], read_meta(path), f"init_from={path}")
+        setting = f"init_from={path}"
+        meta = read_meta(path, setting)
+        check_same_model(self.hparams["config"], meta["hyper_parameters"]["config"], setting)
         weights = {"state_dict": get_model_state_dict(self)}
-        dcp.load(weights, checkpoint_id=Path(path))
+        with damaged_is_refused(setting):
+            dcp.load(weights, checkpoint_id=Path(path))
         self.load_state_dict(weights["state_dict"])
 
 

@@ -27,6 +27,7 @@ WHOLE_NUMBERS_AT_LEAST = {
     "trainer.num_nodes": 1,
     "trainer.accumulate_grad_batches": 1,
     "validate_every": 1,
+    "checkpoint_every": 1,
     "seed": 0,
 }
 MAY_BE_NULL = {"data.val_seq_len", "data.val_batch_size", "trainer.gradient_clip_val"}
@@ -40,6 +41,7 @@ NUMBERS = {
     "trainer.gradient_clip_val": (0, math.inf, False),
 }
 CHOICES = {
+    "model.impl": ("auto", "reference", "torch"),
     "model.optimizer.decay": ("all", "matrices"),
     "model.scheduler.kind": ("cosine", "linear", "constant"),
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
@@ -72,6 +74,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_schedule(cfg)
     check_processes(cfg)
     check_tags(cfg)
+    check_purpose(cfg)
     find_checkpoints(cfg)
 
 
@@ -89,6 +92,7 @@ def check_values(cfg: DictConfig) -> None:
         )
     for name in FLAGS:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
+    _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
     _check(
         cfg,
@@ -146,6 +150,16 @@ def check_processes(cfg: DictConfig) -> None:
             "hydra.run.dir: torchrun's processes would each make a folder of their own; give them"
             " one, as hydra.run.dir=logs/train/runs/my_run"
         )
+
+
+def check_purpose(cfg: DictConfig) -> None:
+    """There is something to do, and something to do it with."""
+    if "train" not in cfg or cfg.train:
+        return
+    if not cfg.test:
+        raise ValueError("train=false: with test=false there is nothing to do; set one of them")
+    if not (cfg.ckpt_path or cfg.init_from):
+        raise ValueError("test=true: with train=false it needs the weights; give ckpt_path=")
 
 
 def check_tags(cfg: DictConfig) -> None:

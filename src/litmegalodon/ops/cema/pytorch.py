@@ -17,6 +17,7 @@ Shapes: B batch, L length, D channels, N order, T block, J = L / T blocks; compl
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from litmegalodon.ops.cema.coefficients import Coefficients, coefficients
 from litmegalodon.ops.dispatch import compute_dtype
@@ -118,6 +119,7 @@ class _Transpose(torch.autograd.Function):
         return x.t().contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad.t().contiguous()
 
@@ -134,6 +136,7 @@ class _Toeplitz(torch.autograd.Function):
         return repeated.view(dim, size, 2 * size - 1)[:, :, :size].contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         dim, size, _ = grad.shape
         padded = torch.cat([grad.triu(), grad.new_zeros(dim, size, size)], dim=2)
@@ -165,6 +168,7 @@ class _Scan(torch.autograd.Function):
         return entering, torch.view_as_real(state).to(e.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_entering, grad_last):
         transition, entering, keep = ctx.saved_tensors
         q = torch.view_as_complex(transition.contiguous())[:, None]

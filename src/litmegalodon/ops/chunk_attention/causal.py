@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ROWS = 128
 
@@ -78,6 +79,7 @@ class _Causal(torch.autograd.Function):
         return _heads_last(out, heads)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out):
         q, k, v, *weights = ctx.saved_tensors
         grad_out = _heads_first(grad_out)

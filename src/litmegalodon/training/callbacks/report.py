@@ -76,7 +76,13 @@ class RunReport(Callback):
         seconds = self._seconds()
         # Every process computes the sample: with sharded parameters a forward pass takes all of
         # them.
-        sample = self._sample(trainer, pl_module) if self.sample_tokens else None
+        sample, no_sample = None, ""
+        try:
+            if self.sample_tokens:
+                sample = self._sample(trainer, pl_module)
+        except ValueError as error:
+            # A model that diverged has no text, but a curve worth seeing.
+            no_sample = str(error)
         if not trainer.is_global_zero:
             return
         metrics = read_metrics(self.dirpath / "metrics.csv")
@@ -94,6 +100,8 @@ class RunReport(Callback):
         )
         for best in (c for c in trainer.callbacks if isinstance(c, BestCheckpoint)):
             _say("best checkpoint", best.best_model_path or "none")
+        if no_sample:
+            _say("sample", f"none, {no_sample}")
         if sample is not None:
             name, prompt, continuation = sample
             text = _sample_text(name, prompt, continuation, self.drawing["temperature"])
