@@ -134,6 +134,8 @@ def check_processes(cfg: DictConfig) -> None:
             f"trainer.devices={devices}: must be a whole number, at least 1, a list of GPUs"
             " as [0,2], or auto"
         )
+    if is_list or devices != "auto":
+        check_batches(cfg, (len(devices) if is_list else devices) * nodes)
     alone = (devices == 1 or (is_list and len(devices) == 1)) and nodes == 1
     if not HydraConfig.initialized():
         return
@@ -150,6 +152,18 @@ def check_processes(cfg: DictConfig) -> None:
             "hydra.run.dir: torchrun's processes would each make a folder of their own; give them"
             " one, as hydra.run.dir=logs/train/runs/my_run"
         )
+
+
+def check_batches(cfg: DictConfig, processes: int) -> None:
+    """Batches divide by the processes, before any process starts; the data module checks again."""
+    for name in ("data.batch_size", "data.val_batch_size"):
+        size = OmegaConf.select(cfg, name)
+        if processes > 1 and size and size % processes:
+            nearest = max(1, round(size / processes)) * processes
+            raise ValueError(
+                f"{name}={size}: counts rows over all {processes} processes and must divide by"
+                f" them; set {name}={nearest}"
+            )
 
 
 def check_purpose(cfg: DictConfig) -> None:
