@@ -115,14 +115,17 @@ def test_overfitting_sees_the_same_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_empty_corpus_ends_in_one_line_before_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["data.source.root=empty", "data.seq_len=100000000"])
+def test_data_that_do_not_suit_end_in_one_line_before_training(
+    setting: str, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
-    arguments = ("data.source.root=empty", "extras.print_config=false", "hydra.run.dir=run")
+    arguments = (setting, "extras.print_config=false", "hydra.run.dir=run")
     done = subprocess.run(
         command("train", *arguments), cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
-    assert re.fullmatch(r"error: data\.source\.root=empty: .*\n", done.stderr)
+    assert re.fullmatch(rf"error: {re.escape(setting)}: .*\n", done.stderr)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
