@@ -21,17 +21,17 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from litmegalodon.utils.instantiate import make_trainer
+    from litmegalodon.utils.instantiate import open_trainer
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
     datamodule.setup()
     say(describe_data(datamodule.summary()))
-    trainer = make_trainer(cfg)
-    trainer.validate(
-        instantiate(cfg.model), datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False
-    )
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    with open_trainer(cfg) as trainer:
+        trainer.validate(
+            instantiate(cfg.model), datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False
+        )
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval.yaml")

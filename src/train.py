@@ -4,6 +4,7 @@
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -20,6 +21,9 @@ from litmegalodon.utils.printing import (
 )
 from litmegalodon.utils.settings import check_settings
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train, test where asked to, and return the last value of every metric."""
@@ -28,7 +32,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from lightning.pytorch import seed_everything
 
     from litmegalodon.utils.hparams import count_parameters, log_hyperparameters
-    from litmegalodon.utils.instantiate import best_checkpoint, make_trainer
+    from litmegalodon.utils.instantiate import best_checkpoint, open_trainer
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
@@ -38,28 +42,31 @@ def train(cfg: DictConfig) -> dict[str, float]:
     parameters = count_parameters(instantiate(cfg.model.config))
     say(describe_model(parameters))
     model = instantiate(cfg.model)
-    trainer = make_trainer(cfg)
-    log_hyperparameters(cfg, trainer, parameters)
 
     metrics = {}
-    if cfg.train:
-        try:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
-        except SystemExit:
-            # Lightning's answer to Ctrl-C.
-            if trainer.interrupted:
-                saved = newest(Path(cfg.paths.output_dir))
-                how = f"to go on: ckpt_path={saved}" if saved else "no checkpoint was saved yet"
-                raise KeyboardInterrupt(
-                    f"interrupted after step {trainer.global_step}; {how}"
-                ) from None
-            raise
-        metrics |= trainer.callback_metrics
-    if cfg.test:
-        checkpoint = best_checkpoint(trainer) if cfg.train else cfg.ckpt_path
-        trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint)
-        metrics |= trainer.callback_metrics
+    with open_trainer(cfg) as trainer:
+        log_hyperparameters(cfg, trainer, parameters)
+        if cfg.train:
+            fit(trainer, model, datamodule, cfg)
+            metrics |= trainer.callback_metrics
+        if cfg.test:
+            checkpoint = best_checkpoint(trainer) if cfg.train else cfg.ckpt_path
+            trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint)
+            metrics |= trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items()}
+
+
+def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> None:
+    """Train; after Ctrl-C say how to go on."""
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+    except SystemExit:
+        # Lightning's answer to Ctrl-C.
+        if not trainer.interrupted:
+            raise
+        saved = newest(Path(cfg.paths.output_dir))
+        how = f"to go on: ckpt_path={saved}" if saved else "no checkpoint was saved yet"
+        raise KeyboardInterrupt(f"interrupted after step {trainer.global_step}; {how}") from None
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")

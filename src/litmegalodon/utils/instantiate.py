@@ -1,8 +1,11 @@
 """Lightning's objects from a configuration that check_settings has passed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
@@ -12,6 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import tame_lightning
+
+
+@contextmanager
+def open_trainer(cfg: DictConfig) -> Iterator[Trainer]:
+    """The trainer of a configuration; leaving it ends the process group that it started.
+
+    A process group's threads may hold the last reference to a tensor. One that outlives the
+    interpreter then ends the process with SIGABRT in place of its exit code.
+    """
+    try:
+        yield make_trainer(cfg)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def make_trainer(cfg: DictConfig) -> Trainer:
