@@ -16,8 +16,8 @@ from litmegalodon.utils.saved_settings import adopt_settings
 from litmegalodon.utils.settings import check_settings
 
 
-def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """The validation metrics of `ckpt_path`."""
+def evaluate(cfg: DictConfig) -> dict[str, float | str]:
+    """The validation metrics of `ckpt_path`, and what they are to be read beside."""
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
@@ -31,7 +31,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         trainer.validate(
             instantiate(cfg.model), datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False
         )
-        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    compressors = {f"{name} bpb": bits for name, bits in datamodule.baselines().items()}
+    return {**metrics, **compressors, "fingerprint": datamodule.summary()["fingerprint"]}
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval.yaml")
@@ -42,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         check_settings(cfg)
         opening(cfg)
         for name, value in evaluate(cfg).items():
-            say(f"{name:20} {value:.6g}")
+            say(f"{name:20} {value if isinstance(value, str) else format(value, '.6g')}")
         say(f"run folder: {short_path(Path(cfg.paths.output_dir))}")
 
 
