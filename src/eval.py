@@ -26,14 +26,15 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
     datamodule.setup()
-    say(describe_data(datamodule.summary()))
+    summary = datamodule.summary()
+    say(describe_data(summary))
     with open_trainer(cfg) as trainer:
         trainer.validate(
             instantiate(cfg.model), datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False
         )
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     compressors = {f"{name} bpb": bits for name, bits in datamodule.baselines().items()}
-    return {**metrics, **compressors, "fingerprint": datamodule.summary()["fingerprint"]}
+    return {**metrics, **compressors, "fingerprint": summary["fingerprint"]}
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval.yaml")
