@@ -22,11 +22,11 @@ from litmegalodon.models.rows import (
     product_dtype,
     rms,
     rms_backward,
-    tiles,
 )
 from litmegalodon.models.state import LayerState
 from litmegalodon.ops import chunk_attention
 from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.tiles import tiles
 
 
 class MovingAverageGatedAttention(nn.Module):

@@ -17,9 +17,9 @@ from litmegalodon.models.rows import (
     as_gradients,
     cast,
     product_dtype,
-    tiles,
 )
 from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.tiles import tiles
 
 
 class NormalizedFeedForward(nn.Module):

@@ -5,23 +5,12 @@ Their backward passes are written by hand: what is cheap to make again (norms, g
 again, and weight gradients are summed in place.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from litmegalodon.ops.dispatch import compute_dtype
-
-# Tokens a tile on a CPU: 512 rows of 512 float32 features are 1 MiB.
-ROWS = 512
-
-
-def tiles(x: Tensor) -> Iterator[slice]:
-    """Slices that cover the rows of x [rows, D]; elsewhere than on a CPU a single one."""
-    rows = x.shape[0]
-    step = ROWS if x.device.type == "cpu" else max(rows, 1)
-    for first in range(0, rows, step):
-        yield slice(first, min(first + step, rows))
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
