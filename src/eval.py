@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from litmegalodon.utils import errors
+from litmegalodon.utils.allocator import keep_freed_memory
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import describe_data, opening, say, short_path
 from litmegalodon.utils.saved_settings import adopt_settings
@@ -52,4 +53,5 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     with errors.composing():
         prepare(__file__)
+        keep_freed_memory()
         main()

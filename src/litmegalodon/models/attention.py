@@ -8,7 +8,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from litmegalodon.models.config import MegalodonConfig
@@ -25,7 +24,7 @@ from litmegalodon.models.rows import (
 )
 from litmegalodon.models.state import LayerState
 from litmegalodon.ops import chunk_attention
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.tiles import tiles
 
 
@@ -83,6 +82,7 @@ class MovingAverageGatedAttention(nn.Module):
             self.wr.bias,
             c.num_heads,
             c.norm_eps,
+            product_dtype(ema),
             Dropout(hidden, batch * length, dim, x.device),
         )
         a, kv = chunk_attention(
@@ -118,8 +118,9 @@ class _Projections(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, heads, eps, drop):
-        dtype, wide = product_dtype(ema), compute_dtype(ema)
+    @forward_pass
+    def forward(ctx, ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, heads, eps, dtype, drop):
+        wide = compute_dtype(ema)
         matrices = cast(dtype, wz, bz, wv, bv, wr, br)
         to_z, z_bias, to_v, v_bias, to_r, r_bias = matrices
         rows, (e, z) = len(ema), (len(wv), len(wz))
@@ -143,7 +144,7 @@ class _Projections(torch.autograd.Function):
         return m, q, k, v, r
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, d_m, d_q, d_k, d_v, d_r):
         ema, t, *parameters, m, zs, pre = ctx.saved_tensors
         weight, wz, _, gamma, beta, wv, _, wr, _ = parameters
@@ -178,7 +179,7 @@ class _Projections(torch.autograd.Function):
                 d_weight += (d_m_tile * normed).sum(0)
                 d_m_tile = d_m_tile * (weight + 1)
             d_ema[tile] = rms_backward(d_m_tile, normed, factor)
-        return d_ema, d_t, *as_gradients(totals, parameters), None, None, None
+        return d_ema, d_t, *as_gradients(totals, parameters), None, None, None, None
 
 
 def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:
@@ -195,6 +196,7 @@ class _GatedOutput(torch.autograd.Function):
     """Y = M Wh1 + bh1 + (A * silu(r)) Wh2 + X."""
 
     @staticmethod
+    @forward_pass
     def forward(ctx, x, m, a, r, wh1, bh1, wh2, drop_inner, drop_outer):
         h1, b1, h2 = cast(m.dtype, wh1, bh1, wh2)
         y = torch.empty_like(x)
@@ -207,7 +209,7 @@ class _GatedOutput(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, grad):
         m, a, r, *parameters = ctx.saved_tensors
         drop_inner, drop_outer = ctx.drops

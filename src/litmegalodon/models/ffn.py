@@ -5,7 +5,6 @@ Shapes: R rows (tokens of all batch rows), D model_dim, F inner width.
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from litmegalodon.models.config import MegalodonConfig
@@ -18,7 +17,7 @@ from litmegalodon.models.rows import (
     cast,
     product_dtype,
 )
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.tiles import tiles
 
 
@@ -52,6 +51,7 @@ class NormalizedFeedForward(nn.Module):
             self.fc2.weight,
             self.alpha,
             c.norm_eps,
+            product_dtype(flat),
             Dropout(inner, len(flat), c.ffn_hidden_dim, flat.device),
             Dropout(outer, len(flat), c.model_dim, flat.device),
         )
@@ -68,8 +68,9 @@ class _FeedForward(torch.autograd.Function):
     """Saves y and the pre-activations a = F W1 and b = F W3."""
 
     @staticmethod
-    def forward(ctx, y, x, weight, bias, w1, w3, w2, alpha, eps, drop_inner, drop_outer):
-        dtype, wide = product_dtype(y), compute_dtype(y)
+    @forward_pass
+    def forward(ctx, y, x, weight, bias, w1, w3, w2, alpha, eps, dtype, drop_inner, drop_outer):
+        wide = compute_dtype(y)
         first, gate, last = cast(dtype, w1, w3, w2)
         a = y.new_empty(len(y), len(w1), dtype=dtype)  # R x F
         b = None if w3 is None else torch.empty_like(a)
@@ -86,7 +87,7 @@ class _FeedForward(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, grad):
         y, weight, bias, w1, w3, w2, alpha, a, b = ctx.saved_tensors
         dtype, wide, (drop_inner, drop_outer) = ctx.dtype, compute_dtype(y), ctx.drops
@@ -130,4 +131,4 @@ class _FeedForward(torch.autograd.Function):
             if weight is not None:
                 d_weight += parts[1]
                 d_bias += parts[2]
-        return d_y, grad, *as_gradients(totals, parameters), None, None, None
+        return d_y, grad, *as_gradients(totals, parameters), None, None, None, None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
 
@@ -64,6 +65,29 @@ def public(operator: Callable) -> Callable:
     def run(x: Tensor, *args, **kwargs):
         with torch.autocast(x.device.type, enabled=False):
             return operator(x, *args, **kwargs)
+
+    return run
+
+
+def forward_pass(function: Callable) -> Callable:
+    """For the forward pass of a function with a hand-written backward: autocast changes neither."""
+
+    @functools.wraps(function)
+    def run(ctx, x: Tensor, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *args)
+
+    return run
+
+
+def backward_pass(function: Callable) -> Callable:
+    """For a hand-written backward pass: it has no derivative, and autocast does not change it."""
+
+    @once_differentiable
+    @functools.wraps(function)
+    def run(ctx, grad: Tensor, *grads):
+        with torch.autocast(grad.device.type, enabled=False):
+            return function(ctx, grad, *grads)
 
     return run
 

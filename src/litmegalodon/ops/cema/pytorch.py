@@ -18,13 +18,12 @@ are pairs (re, im).
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from litmegalodon.ops.cema.coefficients import Coefficients, coefficients
 from litmegalodon.ops.cema.matrices import Matrices, diagonal_sums, matrices, matrices_backward
 from litmegalodon.ops.cema.pieces import Pieces
 from litmegalodon.ops.cema.scan import scan, scan_backward
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype
 
 BLOCK = 64
 
@@ -89,7 +88,7 @@ class _Cema(torch.autograd.Function):
         return _together(y, x, pieces), last.transpose(0, 1).contiguous()
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, d_y, d_last):
         x, *c, omega, entering, taps, ends, outs, transition, powers = ctx.saved_tensors
         c, m = Coefficients(*c), Matrices(taps, ends, outs, transition, powers)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype
 
 ROWS = 128
 
@@ -92,7 +91,7 @@ class _Causal(torch.autograd.Function):
         return _heads_last(out, heads)
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, grad_out):
         q, k, v, *weights = ctx.saved_tensors
         grad_out = _heads_first(grad_out)

@@ -16,10 +16,9 @@ Shapes: B batch, L length, D features, G groups, d = D / G.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from litmegalodon.ops import segments
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype
 from litmegalodon.ops.tiles import tiles
 from litmegalodon.ops.timestep_norm.state import NormState
 
@@ -116,7 +115,7 @@ class _TimestepNorm(torch.autograd.Function):
         return y, out_count, means[:, -1].clone(), variances[:, -1].clone()
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, grad_y, _, grad_mean, grad_var):
         x, weight, bias, g, means, rstd, n, before, continues, mean_0, tokens, seen, mask = (
             ctx.saved_tensors
