@@ -1,11 +1,11 @@
-"""The bytes and the arithmetic of a kernel, counted by running single programs of it without memory.
+"""The bytes and the arithmetic of a kernel, counted by running programs of it without memory.
 
 Triton's interpreter calls one method of a builder for each operation. The builder here counts: a
 load or store adds the bytes of its unmasked lanes, a floating-point operation its elements. Nothing
-is stored, loads give zeros (so no document begins and a state is fresh), and floating-point values
-are not computed, since no address or trip count depends on them. Integers are real. A launch of any
-size can thus be counted as it was recorded, and each address is checked against the tensor it was
-made from.
+is stored, loads from tensors without memory give zeros, and floating-point values are not computed,
+since no address or trip count depends on them. Integers are, and tensors with memory (positions,
+where documents begin) are read. A launch of any size can thus be counted as it was recorded, and
+each address is checked against the tensor it was made from.
 
 What counts as arithmetic is said in docs/kernels.md. This module needs TRITON_INTERPRET=1.
 """
@@ -13,6 +13,7 @@ What counts as arithmetic is said in docs/kernels.md. This module needs TRITON_I
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class CountingBuilder(InterpreterBuilder):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self.tensors: dict[int, tuple[str, int]] = {}
+        self.tensors: dict[int, Memory] = {}
         self.times = 1
 
     def add(self, name: str, amount: int) -> None:
@@ -62,26 +63,33 @@ class CountingBuilder(InterpreterBuilder):
 
     # memory
 
-    def access(self, kind: str, pointers: TensorHandle, mask: TensorHandle) -> None:
+    def access(self, kind: str, pointers: TensorHandle, mask: TensorHandle) -> "Memory":
         """Add the bytes of the unmasked lanes and check where they lie."""
         lanes = np.broadcast_to(mask.data, pointers.data.shape)
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         addresses = pointers.data if lanes.all() else pointers.data[lanes]
         if addresses.size == 0:
-            return
+            return NOWHERE
         first, last = int(addresses.min()), int(addresses.max())
-        name, extent = self.tensors.get(first // SPACING, ("no tensor", 0))
-        offset = first % SPACING
-        if last - first + offset + size > extent:
+        memory = self.tensors.get(first // SPACING, NOWHERE)
+        begin = first % SPACING
+        end = last - first + begin + size
+        if end > memory.extent:
             raise AddressError(
-                f"{kind} of {name} ({extent} bytes) at bytes {offset} to {last - first + offset}"
+                f"{kind} of bytes {begin} to {end} of {memory.name}, which has {memory.extent}"
             )
         self.add(kind, addresses.size * size)
-        self.add(f"{kind} {name}", addresses.size * size)
+        self.add(f"{kind} {memory.name}", addresses.size * size)
+        return memory
 
     def create_masked_load(self, ptrs, mask, other, cache_modifier, eviction_policy, is_volatile):
-        self.access("load", ptrs, mask)
-        return zeros(ptrs.get_element_ty(), ptrs.data.shape)
+        memory = self.access("load", ptrs, mask)
+        dtype = ptrs.get_element_ty()
+        if memory.values is None or is_float(dtype):
+            return zeros(dtype, ptrs.data.shape)
+        places = ptrs.data % SPACING // memory.values.itemsize
+        values = memory.values[np.where(mask.data, places, 0)].astype(_get_np_dtype(dtype))
+        return TensorHandle(np.where(mask.data, values, 0 if other is None else other.data), dtype)
 
     def create_masked_store(self, ptrs, value, mask, cache_modifier, eviction_policy):
         self.access("store", ptrs, mask)
@@ -128,8 +136,10 @@ class CountingBuilder(InterpreterBuilder):
         return zeros(dst_type, src.data.shape)
 
     def create_bitcast(self, src, dst_type):
-        return self.cast_impl(src, dst_type) if is_float(dst_type) else super().create_bitcast(
-            src, dst_type
+        return (
+            self.cast_impl(src, dst_type)
+            if is_float(dst_type)
+            else super().create_bitcast(src, dst_type)
         )
 
     def create_fabs(self, arg):
@@ -149,6 +159,18 @@ class CountingBuilder(InterpreterBuilder):
         if is_float(arg.dtype):
             return zeros(arg.dtype, tuple(ret_ty.shape))
         return super().create_splat(ret_ty, arg)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An argument's name, bytes and, where it has memory, elements."""
+
+    name: str
+    extent: int
+    values: np.ndarray | None = None
+
+
+NOWHERE = Memory("no tensor", 0)
 
 
 def _ordinary(self, lhs, rhs):
@@ -283,7 +305,7 @@ class Programs:
         self.arguments = {}
         for position, (name, value) in enumerate((launch.arguments | tiles).items()):
             if isinstance(value, torch.Tensor):
-                self.tensors[position + 1] = (name, extent(value))
+                self.tensors[position + 1] = memory(name, value)
                 value = pointer(value, (position + 1) * SPACING)
             elif name not in constants and value is not None:
                 value = interpreter._implicit_cvt(value)
@@ -302,12 +324,14 @@ class Programs:
         return builder.counts
 
 
-def extent(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first element to its last, included."""
-    if tensor.numel() == 0:
-        return 0
+def memory(name: str, tensor: torch.Tensor) -> Memory:
+    """What a tensor's kernel can reach: from its first element to its last."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    return (sum((n - 1) * stride for n, stride in pairs) + 1) * tensor.element_size()
+    elements = sum((n - 1) * stride for n, stride in pairs) + 1 if tensor.numel() else 0
+    values = None
+    if tensor.device.type == "cpu" and not tensor.is_floating_point():
+        values = tensor.as_strided((elements,), (1,)).numpy()
+    return Memory(name, elements * tensor.element_size(), values)
 
 
 def pointer(tensor: torch.Tensor, address: int) -> tl.tensor:

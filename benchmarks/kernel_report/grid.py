@@ -1,18 +1,19 @@
 """The sum of a function over a launch's programs, from a few of them.
 
 How much a program moves and computes depends on its index in few ways: not at all, linearly (keys
-before a query), linearly but from chunk to chunk anew, in steps (tiles of unequal size), or it is
-cut short at an edge. A box of programs on which the counts are multilinear in the index sums to
-its volume times the mean of its corners. So boxes are divided until they are.
+before a query), linearly but from chunk to chunk anew, in steps (tiles of unequal size), or the
+first or last program differs. A box of programs on which the counts are multilinear in the index
+sums to its volume times the mean of its corners. So boxes are divided until they are.
 
-Whether a box is multilinear is tried at a few programs inside it, drawn from a fixed seed: that is
-evidence, not proof. A test compares with all programs of kernels of every kind named above.
+Whether a box is multilinear or periodic is tried at a few programs inside it, drawn from a fixed
+seed: that is evidence, not proof. A test compares with the sum over all programs for every way
+named above.
 """
 
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 Index = tuple[int, int, int]
@@ -36,13 +37,14 @@ class Sum:
     def over(self, grid: Index) -> Counts:
         """The sum over all programs of a grid."""
         total: Counter[str] = Counter()
-        boxes = [tuple((0, 1, n) for n in grid)]
+        boxes = [(1, tuple((0, 1, n) for n in grid))]
         while boxes:
-            box = boxes.pop()
+            times, box = boxes.pop()
             if all(self._agrees(box, place) for place in self._places(box)):
-                total.update(self._multilinear_sum(box))
+                for name, value in self._multilinear_sum(box).items():
+                    total[name] += times * value
             else:
-                boxes.extend(self._divided(box))
+                boxes.extend((times * more, part) for more, part in self._divided(box))
         return total
 
     def at(self, index: Index) -> Counts:
@@ -51,14 +53,16 @@ class Sum:
         return self.known[index]
 
     def _places(self, box: Box) -> Iterator[Index]:
-        """Places in a box at which to try it: on a line along each long axis, and inside."""
+        """Places in a box at which to try it: on lines along each long axis, and anywhere."""
         long = [axis for axis, (_, _, n) in enumerate(box) if n > 2]
         for axis in long:
-            place = [self.random.choice((0, n - 1)) for _, _, n in box]
-            for p in {1, box[axis][2] - 2, self.random.randrange(1, box[axis][2] - 1)}:
+            n = box[axis][2]
+            inside = self.random.randrange(1, n - 1)
+            for p, end in ((1, 1), (n - 2, 1), (1, 0), (inside, self.random.randrange(2))):
+                place = [end * (m - 1) for _, _, m in box]
                 place[axis] = p
                 yield tuple(place)
-        for _ in range(2 if len(long) > 0 else 0):
+        for _ in range(3 if long else 0):
             yield tuple(self.random.randrange(n) for _, _, n in box)
 
     def _agrees(self, box: Box, place: Index) -> bool:
@@ -72,8 +76,11 @@ class Sum:
             if weight:
                 for name, value in self.at(self._index(box, corner)).items():
                     expected[name] = expected.get(name, Fraction(0)) + weight * value
-        actual = self.at(tuple(f + p * step for p, (f, step, _) in zip(place, box, strict=True)))
+        actual = self._at_place(box, place)
         return all(actual[name] == expected.get(name, 0) for name in actual.keys() | expected)
+
+    def _at_place(self, box: Box, place: Sequence[int]) -> Counts:
+        return self.at(tuple(f + p * step for p, (f, step, _) in zip(place, box, strict=True)))
 
     def _multilinear_sum(self, box: Box) -> Counts:
         volume = 1
@@ -88,26 +95,58 @@ class Sum:
             assert rest == 0, f"{name} is not multilinear over {box}"
         return total
 
-    def _divided(self, box: Box) -> list[Box]:
-        """A box in two, along the axis on which it fails or else the longest."""
+    def _divided(self, box: Box) -> list[tuple[int, Box]]:
+        """A box in parts, each with how often it counts.
+
+        It is divided along an axis on which it fails, or else the longest.
+        """
         failing = [axis for axis in range(3) if not self._line_agrees(box, axis)]
+        for axis in failing:
+            first, step, n = box[axis]
+            for cut in (1, n - 1):
+                parts = self._along(
+                    box, axis, (first, step, cut), (first + cut * step, step, n - cut)
+                )
+                if n > 4 and all(self._line_agrees(part, axis) for _, part in parts):
+                    return parts
         axis = failing[0] if failing else max(range(3), key=lambda a: box[a][2])
         first, step, n = box[axis]
+        for period in (1 << k for k in range(3, n.bit_length() - 1)):
+            if n % period == 0 and self._is_periodic(box, axis, period):
+                [(_, part)] = self._along(box, axis, (first, step, period))
+                return [(n // period, part)]
         # Steps of a few programs each show as a line in every second, fourth or eighth program.
         for stride in (2, 4, 8):
             if n < 4 * stride:
                 break
-            parts = [
+            lines = [
                 (first + i * step, stride * step, (n - i + stride - 1) // stride)
                 for i in range(stride)
             ]
-            boxes = [(*box[:axis], part, *box[axis + 1 :]) for part in parts]
-            if all(self._line_agrees(part, axis) for part in boxes):
-                return boxes
+            parts = self._along(box, axis, *lines)
+            if all(self._line_agrees(part, axis) for _, part in parts):
+                return parts
         # Chunks hold a power of two programs.
         cut = 1 << (n - 1).bit_length() - 1
-        halves = (first, step, cut), (first + cut * step, step, n - cut)
-        return [(*box[:axis], half, *box[axis + 1 :]) for half in halves]
+        return self._along(box, axis, (first, step, cut), (first + cut * step, step, n - cut))
+
+    @staticmethod
+    def _along(box: Box, axis: int, *lines: tuple[int, int, int]) -> list[tuple[int, Box]]:
+        return [(1, (*box[:axis], line, *box[axis + 1 :])) for line in lines]
+
+    def _is_periodic(self, box: Box, axis: int, period: int) -> bool:
+        n = box[axis][2]
+        # The last program of a period and the first of the next one, then any.
+        starts = [period - 1, 0, *(self.random.randrange(period) for _ in range(4))]
+        for start in starts:
+            place = [self.random.randrange(m) for _, _, m in box]
+            found = []
+            for times in (0, 1, self.random.randrange(1, n // period)):
+                place[axis] = start + times * period
+                found.append(self._at_place(box, place))
+            if found[0] != found[1] or found[0] != found[2]:
+                return False
+        return True
 
     def _line_agrees(self, box: Box, axis: int) -> bool:
         n = box[axis][2]
