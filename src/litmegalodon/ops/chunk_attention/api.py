@@ -58,7 +58,7 @@ def chunk_attention(
     if dropkey > 0.0 and seed is None:
         raise ValueError(f"chunk_attention: dropkey={dropkey} needs a seed")
     forms = {"reference": chunk_attention_reference, "torch": chunk_attention_pytorch}
-    form = choose("chunk_attention", impl, forms)
+    form = choose("chunk_attention", impl, forms, q)
     position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
     if kv is None:
         kv = KeyValueState.fresh(k, v)
