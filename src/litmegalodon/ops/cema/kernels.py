@@ -15,10 +15,10 @@ conjugate of the gradient of the previous u and d_0, d_1 the output's gradients 
     dx_0 = Re sum_n w + t_0 d_0          dx_1 = Re sum_n q w + t_1 d_0 + t_0 d_1
     w   <- q^2 w + q^2 G d_0 + q G d_1
 
-the same numbers with input and output weights exchanged. What p, q, G get is summed forward in
-time, with s = du/dq (s <- q s + u, then u <- q u + x): d_G = sum dy u and d_q = sum dy G s + w s_end,
-where s begins at zero in each segment and w is the segment's entering w of the transposed
-recurrence. Nothing is divided by q, whose powers vanish.
+the same numbers with input and output weights exchanged. What G and q get is summed forward in
+time, with s = du/dq (s <- q s + u, then u <- q u + x): d_G = sum dy u, d_q = sum dy G s + w s_end,
+where s begins at zero in each segment and w is what enters it from the right. Nothing is divided
+by q, whose powers vanish.
 
 Groups of UNROLL tokens in which no document begins are worked on at once, others token by token;
 a state is forgotten by a select.
@@ -39,12 +39,14 @@ def _planes(p_table, row, o_nd, size):
 
 
 @triton.jit
-def _group(p_x, first, step, D, m_d, dtype: tl.constexpr, UNROLL: tl.constexpr):
-    """The next UNROLL tokens [BLOCK_D] each, in the order of work."""
+def _group(p_x, t_0, L, D, m_d, UNROLL: tl.constexpr, REVERSE: tl.constexpr):
+    """UNROLL tokens [BLOCK_D] each from t_0 on, in the order of work; past either end any."""
     group = ()
     for i in tl.static_range(UNROLL):
-        t = (first + i * step).to(tl.int64)
-        group = group + (tl.load(p_x + t * D, mask=m_d, other=0.0).to(dtype),)
+        t = t_0 + (UNROLL - 1 - i if REVERSE else i)
+        t = tl.maximum(tl.minimum(t, L - 1), 0).to(tl.int64)
+        # Triton knows no unpacking.
+        group = group + (tl.load(p_x + t * D, mask=m_d, other=0.0),)  # noqa: RUF005
     return group
 
 
@@ -89,21 +91,22 @@ def end_states_kernel(
     b_im = tl.zeros([BLOCK_N, BLOCK_D], dtype)
 
     p_row = p_x + i_b * L * D + o_d
-    step: tl.constexpr = -1 if REVERSE else 1
     start = i_j * S
     stop = tl.minimum(start + S, L)
     groups = tl.cdiv(stop - start, UNROLL)
-    for g in range(groups):
-        t_0 = start + (groups - 1 - g if REVERSE else g) * UNROLL
+    step: tl.constexpr = -UNROLL if REVERSE else UNROLL
+    t_0 = start + ((groups - 1) * UNROLL if REVERSE else 0)
+    b_next = _group(p_row, t_0, L, D, m_d, UNROLL, REVERSE)
+    for _ in range(groups):
+        b_x = b_next
+        b_next = _group(p_row, t_0 + step, L, D, m_d, UNROLL, REVERSE)
         whole = t_0 + UNROLL <= L
         if p_marks is not None:
             whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
         if whole:
-            first = t_0 + (UNROLL - 1 if REVERSE else 0)
-            b_x = _group(p_row, first, step, D, m_d, dtype, UNROLL)
             for i in tl.static_range(0, UNROLL, 4):
-                b_0, b_1 = b_x[i][None, :], b_x[i + 1][None, :]
-                b_2, b_3 = b_x[i + 2][None, :], b_x[i + 3][None, :]
+                b_0, b_1 = b_x[i].to(dtype)[None, :], b_x[i + 1].to(dtype)[None, :]
+                b_2, b_3 = b_x[i + 2].to(dtype)[None, :], b_x[i + 3].to(dtype)[None, :]
                 b_new = b_1r * b_2 + b_3 + b_2r * b_1 + b_3r * b_0 - b_4i * b_im + b_4r * b_re
                 b_im = b_1i * b_2 + b_2i * b_1 + b_3i * b_0 + b_4i * b_re + b_4r * b_im
                 b_re = b_new
@@ -124,6 +127,7 @@ def end_states_kernel(
                 if REVERSE:
                     b_re = tl.where(b_reset, 0.0, b_re)
                     b_im = tl.where(b_reset, 0.0, b_im)
+        t_0 += step
 
     p_end = p_ends + (i_b * J + i_j) * 2 * size + o_nd
     tl.store(p_end, b_re, mask=m_nd)
@@ -246,21 +250,23 @@ def emit_kernel(
 
     p_row = p_x + i_b * L * D + o_d
     p_out = p_y + i_b * L * D + o_d
-    step: tl.constexpr = -1 if REVERSE else 1
     start = i_j * S
     stop = tl.minimum(start + S, L)
     groups = tl.cdiv(stop - start, UNROLL)
-    for g in range(groups):
-        t_0 = start + (groups - 1 - g if REVERSE else g) * UNROLL
+    step: tl.constexpr = -UNROLL if REVERSE else UNROLL
+    t_0 = start + ((groups - 1) * UNROLL if REVERSE else 0)
+    b_next = _group(p_row, t_0, L, D, m_d, UNROLL, REVERSE)
+    for _ in range(groups):
+        b_x = b_next
+        b_next = _group(p_row, t_0 + step, L, D, m_d, UNROLL, REVERSE)
         whole = t_0 + UNROLL <= L
         if p_marks is not None:
             whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
         if whole:
-            first = t_0 + (UNROLL - 1 if REVERSE else 0)
-            b_x = _group(p_row, first, step, D, m_d, dtype, UNROLL)
             for i in tl.static_range(0, UNROLL, 2):
-                b_y0, b_y1 = b_t0 * b_x[i], b_t1 * b_x[i] + b_t0 * b_x[i + 1]
-                b_0, b_1 = b_x[i][None, :], b_x[i + 1][None, :]
+                b_x0, b_x1 = b_x[i].to(dtype), b_x[i + 1].to(dtype)
+                b_y0, b_y1 = b_t0 * b_x0, b_t1 * b_x0 + b_t0 * b_x1
+                b_0, b_1 = b_x0[None, :], b_x1[None, :]
                 if REVERSE:
                     b_y0 += tl.sum(b_re, 0)
                     b_y1 += tl.sum(b_1r * b_re, 0) - tl.sum(b_1i * b_im, 0)
@@ -272,9 +278,9 @@ def emit_kernel(
                     b_new = b_1r * b_0 + b_1 - b_2i * b_im + b_2r * b_re
                     b_im = b_1i * b_0 + b_2i * b_re + b_2r * b_im
                 b_re = b_new
-                p_0 = p_out + (first + i * step).to(tl.int64) * D
-                tl.store(p_0, b_y0, mask=m_d)
-                tl.store(p_0 + step * D, b_y1, mask=m_d)
+                t = (t_0 + (UNROLL - 1 - i if REVERSE else i)).to(tl.int64)
+                tl.store(p_out + t * D, b_y0, mask=m_d)
+                tl.store(p_out + (t - 1 if REVERSE else t + 1) * D, b_y1, mask=m_d)
         else:
             count = tl.minimum(UNROLL, L - t_0)
             for i in range(count):
@@ -297,6 +303,7 @@ def emit_kernel(
                     b_im = b_1i * b_re + b_1r * b_im
                     b_re = b_new
                 tl.store(p_out + t.to(tl.int64) * D, b_y, mask=m_d)
+        t_0 += step
 
 
 @triton.jit
@@ -349,27 +356,30 @@ def coefficient_gradients_kernel(
     p_grad = p_dy + i_b * L * D + o_d
     start = i_j * S
     stop = tl.minimum(start + S, L)
-    for g in range(tl.cdiv(stop - start, UNROLL)):
-        t_0 = start + g * UNROLL
+    t_0 = start
+    b_next = _group(p_row, t_0, L, D, m_d, UNROLL, False)
+    b_grad_next = _group(p_grad, t_0, L, D, m_d, UNROLL, False)
+    for _ in range(tl.cdiv(stop - start, UNROLL)):
+        b_x, b_dy = b_next, b_grad_next
+        b_next = _group(p_row, t_0 + UNROLL, L, D, m_d, UNROLL, False)
+        b_grad_next = _group(p_grad, t_0 + UNROLL, L, D, m_d, UNROLL, False)
         whole = t_0 + UNROLL <= L
         if p_marks is not None:
             whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
         if whole:
-            b_x = _group(p_row, t_0, 1, D, m_d, dtype, UNROLL)
-            b_dy = _group(p_grad, t_0, 1, D, m_d, dtype, UNROLL)
             for i in tl.static_range(UNROLL):
-                b_dy0 = b_dy[i][None, :]
+                b_x0, b_dy0 = b_x[i].to(dtype), b_dy[i].to(dtype)
                 b_new = b_re - b_qi * b_si + b_qr * b_sr
                 b_si = b_im + b_qi * b_sr + b_qr * b_si
                 b_sr = b_new
-                b_new = b_x[i][None, :] - b_qi * b_im + b_qr * b_re
+                b_new = b_x0[None, :] - b_qi * b_im + b_qr * b_re
                 b_im = b_qi * b_re + b_qr * b_im
                 b_re = b_new
-                b_gr += b_dy0 * b_re
-                b_gi += b_dy0 * b_im
-                b_dr += b_dy0 * b_sr
-                b_di += b_dy0 * b_si
-                b_omega += b_dy[i] * b_x[i]
+                b_gr += b_dy0[None, :] * b_re
+                b_gi += b_dy0[None, :] * b_im
+                b_dr += b_dy0[None, :] * b_sr
+                b_di += b_dy0[None, :] * b_si
+                b_omega += b_dy0 * b_x0
         else:
             for i in range(tl.minimum(UNROLL, L - t_0)):
                 t = (t_0 + i).to(tl.int64)
@@ -392,6 +402,7 @@ def coefficient_gradients_kernel(
                 b_dr += b_dy0[None, :] * b_sr
                 b_di += b_dy0[None, :] * b_si
                 b_omega += b_dy0 * b_x0
+        t_0 += UNROLL
 
     # d_q = G sum dy s + w s_end
     b_wr, b_wi = _planes(p_leaving, i_bj, o_nd, size)

@@ -254,9 +254,7 @@ def _forward(
     state: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return forward_kernels(
-        x, Coefficients(p, log_decay, angle, g_re, g_im), omega, state, resets
-    )
+    return forward_kernels(x, Coefficients(p, log_decay, angle, g_re, g_im), omega, state, resets)
 
 
 @_forward.register_fake
@@ -287,9 +285,7 @@ def _backward(
     entering: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     c = Coefficients(p, log_decay, angle, g_re, g_im)
-    dx, dc, d_omega, dh_0 = backward_kernels(
-        dy, dh, x, c, omega, state, resets, h, entering
-    )
+    dx, dc, d_omega, dh_0 = backward_kernels(dy, dh, x, c, omega, state, resets, h, entering)
     dc = [v.contiguous() for v in dc]
     d_state = dh_0 if state is None else dh_0.to(state.dtype)
     return dx, *dc, d_omega.to(omega.dtype), d_state
