@@ -58,8 +58,9 @@ def load_rows(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CACHED: tl.constexpr,
+    lower=None,
 ):
-    """ROWS x COLUMNS of the places begin, begin + 1, ...: zeros from `end` on.
+    """ROWS x COLUMNS of the places begin, begin + 1, ...: zeros from `end` on, before `lower` too.
 
     Addresses are made from `begin` in every round: hoisted out of a loop they would take a third of
     the registers.
@@ -68,7 +69,10 @@ def load_rows(
     p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
     if CACHED:
         p_row = tl.where(place < offset, p_cache + place.to(tl.int64) * STRIDE, p_row)
-    mask = (place < end)[:, None]
+    m_row = place < end
+    if lower is not None:
+        m_row &= place >= lower
+    mask = m_row[:, None]
     if WIDTH % COLUMNS != 0:
         mask &= (o_column < WIDTH)[None, :]
     return tl.load(p_row[:, None] + o_column[None, :], mask=mask, other=0.0)
@@ -87,13 +91,17 @@ def store_rows(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     CACHED: tl.constexpr,
+    lower=None,
 ):
     """The inverse of load_rows."""
     place = begin + tl.arange(0, ROWS)
     p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
     if CACHED:
         p_row = tl.where(place < offset, p_cache + place.to(tl.int64) * STRIDE, p_row)
-    mask = (place < end)[:, None] & (o_column < WIDTH)[None, :]
+    m_row = place < end
+    if lower is not None:
+        m_row &= place >= lower
+    mask = m_row[:, None] & (o_column < WIDTH)[None, :]
     b_rows = b_rows.to(p_tokens.dtype.element_ty)
     tl.store(p_row[:, None] + o_column[None, :], b_rows, mask=mask)
 

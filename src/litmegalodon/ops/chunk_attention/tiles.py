@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import triton
+from torch import Tensor
 
 from litmegalodon.ops.launch import INTERPRETED, Config
 
@@ -46,10 +48,38 @@ def target(device: torch.device) -> str:
     return {8: "sm_80", 9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
-def configs(kernel: str, target: str, dtype: torch.dtype, z: int, e: int, cached: bool):
-    """Candidate configurations of a kernel (forward, query, key, value), the default first."""
+def grid_tile(target: str, dtype: torch.dtype) -> tuple[int, int]:
+    """Queries and keys of the tiles in which the backward pass leaves P and dS.
+
+    Tiles of the kernels that read them must divide these.
+    """
     if target == "interpreter":
-        return (Config({"M": 16, "N": 16, "W": 16}),)
-    if dtype != torch.bfloat16:
-        return (Config({"M": 32, "N": 32, "W": 32}, num_warps=8, num_stages=1),)
-    return (Config({"M": 64, "N": 64, "W": 64}, num_warps=8, num_stages=2),)
+        return 32, 32
+    return 64, 64
+
+
+def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
+    """Candidate configurations, the default first.
+
+    Args:
+        kernel: forward, weights, query, key.
+        v: [B, L, H, columns], what its slices are cut of.
+        cached: whether there is an incoming cache.
+    """
+    where = target(v.device)
+    if where == "interpreter":
+        tiles = {
+            "forward": {"M": 16, "N": 16, "W": 16},
+            "weights": {"M": 32, "N": 32, "W": 16},
+            "query": {"M": 16, "N": 16},
+            "key": {"M": 16, "N": 16, "W": 16},
+            "rotate": {"T": 16},
+            "delta": {"T": 16, "W": 16},
+        }
+        return (Config(tiles[kernel]),)
+    if kernel in ("rotate", "delta"):
+        return (Config({"T": 16} | ({"W": 256} if kernel == "delta" else {})),)
+    tiles = {"M": 64, "N": 64}
+    if kernel != "query":
+        tiles["W"] = min(64, max(16, triton.next_power_of_2(v.shape[-1])))
+    return (Config(tiles, num_warps=8, num_stages=2),)
