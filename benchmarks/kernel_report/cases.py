@@ -154,7 +154,31 @@ def _cema(shape: Shape) -> list[Case]:
 
 
 def _timestep_norm(shape: Shape) -> list[Case]:
-    return []
+    from litmegalodon.ops.timestep_norm.state import NormState
+    from litmegalodon.ops.timestep_norm.triton import backward_kernels, forward_kernels
+
+    d, groups, eps = shape.dim, shape.groups, 1e-5
+    x, dy = _new(1, shape.length, d), _new(1, shape.length, d)
+    weight, bias = (_new(d, dtype=torch.float32) for _ in range(2))
+    mean, var, d_mean, d_var = (_new(1, groups, dtype=torch.float64) for _ in range(4))
+    state = NormState(_new(1, dtype=torch.int64), mean, var)
+    resets = torch.zeros(1, shape.length, dtype=torch.bool)
+    given = (x, weight, bias, state, resets)
+
+    def forward():
+        return forward_kernels(x, weight, bias, groups, eps, state, resets)
+
+    (y, last, *saved), launches, host = record(forward)
+    least = bytes_of(given, y, last)
+    result = [Case("timestep_norm", "forward", shape.name, launches, least, host)]
+
+    def backward():
+        return backward_kernels(dy, d_mean, d_var, x, weight, groups, eps, resets, *saved)
+
+    _, launches, host = record(backward)
+    grads = (x, weight, bias, mean, var)
+    least = bytes_of(x, weight, state, resets, dy, d_mean, d_var, grads)
+    return [*result, Case("timestep_norm", "backward", shape.name, launches, least, host)]
 
 
 def _attention(shape: Shape, dropkey_and_cache: bool) -> list[Case]:

@@ -9,10 +9,12 @@ import hashlib
 import io
 import json
 import re
+import signal
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Seconds for one kernel and target.
+TIME_LIMIT = 180
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class MachineCode:
         shared: bytes of shared memory a program uses.
         tensor_core: number of tensor-core instructions by name, as they stand in the code.
         loads, stores: number of instructions on global memory by width in bits, likewise.
+        products: number of matrix products in the program.
         failure: the compiler's message where it made no code; the rest is then 0.
     """
 
@@ -52,6 +57,7 @@ class MachineCode:
     tensor_core: dict[str, int] = field(default_factory=dict)
     loads: dict[str, int] = field(default_factory=dict)
     stores: dict[str, int] = field(default_factory=dict)
+    products: int = 0
     failure: str = ""
 
 
@@ -104,15 +110,33 @@ def _compile(source: ASTSource, gpu: GPUTarget, options: dict[str, Any]) -> Mach
     knobs.nvidia.dump_ptxas_log = True
     log = io.StringIO()
     try:
-        with contextlib.redirect_stdout(log):
+        with contextlib.redirect_stdout(log), _at_most(TIME_LIMIT):
             compiled = triton.compile(source, target=gpu, options=options)
     # The compiler raises whatever its passes raise; the report goes on and shows it.
     except Exception as error:
         return MachineCode(failure=f"{type(error).__name__}: {error}"[:2000])
+    shared = compiled.metadata.shared
     if gpu.backend == "hip":
-        return read_gcn(compiled.asm["amdgcn"], compiled.metadata.shared)
-    code = _disassemble(compiled.asm["cubin"])
-    return read_sass(code, log.getvalue(), compiled.metadata.shared)
+        code = read_gcn(compiled.asm["amdgcn"], shared)
+    else:
+        code = read_sass(_disassemble(compiled.asm["cubin"]), log.getvalue(), shared)
+    return replace(code, products=len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])))
+
+
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Interrupt what takes longer: the assembler may not come back from a kernel that spills."""
+
+    def interrupt(number, frame):
+        raise TimeoutError(f"compiling took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _disassemble(binary: bytes) -> str:

@@ -212,12 +212,19 @@ def is_float(dtype: tl.dtype) -> bool:
     return not isinstance(dtype, tl.pointer_type) and dtype.scalar.is_floating()
 
 
+_zeros: dict[tuple, TensorHandle] = {}
+
+
 def zeros(dtype: tl.dtype, shape: Sequence[int]) -> TensorHandle:
     """Zeros of a dtype; a float's take no memory, an integer's can be written to."""
     scalar = dtype.scalar
-    if is_float(dtype):
-        return TensorHandle(np.broadcast_to(np.zeros((), _get_np_dtype(scalar)), shape), scalar)
-    return TensorHandle(np.zeros(shape, _get_np_dtype(scalar)), scalar)
+    if not is_float(dtype):
+        return TensorHandle(np.zeros(shape, _get_np_dtype(scalar)), scalar)
+    key = scalar.name, tuple(shape)
+    if key not in _zeros:
+        values = np.broadcast_to(np.zeros((), _get_np_dtype(scalar)), shape)
+        _zeros[key] = TensorHandle(values, scalar)
+    return _zeros[key]
 
 
 def shape_of(*operands: TensorHandle) -> tuple[int, ...]:

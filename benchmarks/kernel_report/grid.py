@@ -1,29 +1,31 @@
-"""The sum of a function over a launch's programs, from a few of them.
+"""The sum of a function over a launch's programs, from a part of them.
 
-How much a program moves and computes depends on its index in few ways: not at all, linearly (keys
-before a query), linearly but from chunk to chunk anew, in steps (tiles of unequal size), or the
-first or last program differs. A box of programs on which the counts are multilinear in the index
-sums to its volume times the mean of its corners. So boxes are divided until they are.
+How much a program moves and computes depends on its index in few ways, axis by axis:
 
-Whether a box is multilinear or periodic is tried at a few programs inside it, drawn from a fixed
-seed: that is evidence, not proof. A test compares with the sum over all programs for every way
-named above.
+- not at all, but perhaps for the first and the last program (an edge, a slice that does more);
+- in periods (chunk after chunk), the period a power of two, perhaps with a rest;
+- any other way: all programs of the axis are then looked at. Where two axes are left (tiles of
+  queries and keys under a diagonal), the sums over one of them are taken at six places of the
+  other, on which they must be linear, or linear in every second or fourth place (tiles of unequal
+  size); else all pairs are looked at.
+
+That an axis is of the first two kinds is tried at programs in the corners, inside and at random
+(from a fixed seed). That is evidence and no proof: a test compares with the sum over all programs.
 """
 
 import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 
 Index = tuple[int, int, int]
 Counts = Counter[str]
-# (first, step, number) along each axis
-Box = tuple[tuple[int, int, int], ...]
+# Indices along an axis and how often each of them counts.
+Part = tuple[range, int]
 
 
 class Sum:
-    """Sums of `count` over boxes of programs; `evaluated` programs were looked at."""
+    """Sums of `count` over grids of programs; `evaluated` programs were looked at."""
 
     def __init__(self, count: Callable[[Index], Counts]) -> None:
         self.count = count
@@ -37,129 +39,104 @@ class Sum:
     def over(self, grid: Index) -> Counts:
         """The sum over all programs of a grid."""
         total: Counter[str] = Counter()
-        boxes = [(1, tuple((0, 1, n) for n in grid))]
-        while boxes:
-            times, box = boxes.pop()
-            if all(self._agrees(box, place) for place in self._places(box)):
-                for name, value in self._multilinear_sum(box).items():
-                    total[name] += times * value
-            else:
-                boxes.extend((times * more, part) for more, part in self._divided(box))
+        for parts in itertools.product(*(self._parts(grid, axis) for axis in range(3))):
+            times = 1
+            for _, weight in parts:
+                times *= weight
+            for name, value in self._box([indices for indices, _ in parts]).items():
+                total[name] += times * value
         return total
 
-    def at(self, index: Index) -> Counts:
+    def at(self, index: Sequence[int]) -> Counts:
+        index = tuple(index)
         if index not in self.known:
             self.known[index] = self.count(index)
         return self.known[index]
 
-    def _places(self, box: Box) -> Iterator[Index]:
-        """Places in a box at which to try it: on lines along each long axis, and anywhere."""
-        long = [axis for axis, (_, _, n) in enumerate(box) if n > 2]
-        for axis in long:
-            n = box[axis][2]
-            inside = self.random.randrange(1, n - 1)
-            for p, end in ((1, 1), (n - 2, 1), (1, 0), (inside, self.random.randrange(2))):
-                place = [end * (m - 1) for _, _, m in box]
-                place[axis] = p
-                yield tuple(place)
-        for _ in range(3 if long else 0):
-            yield tuple(self.random.randrange(n) for _, _, n in box)
+    def _places(self, grid: Index, axis: int) -> Iterator[list[int]]:
+        """Places to try an axis at: the other axes at their ends, inside and anywhere."""
+        for part in (0.0, 1.0, 0.38, 0.62):
+            yield [round(part * (n - 1)) for n in grid]
+        if sum(n > 1 for a, n in enumerate(grid) if a != axis) > 1:
+            yield [self.random.randrange(n) for n in grid]
 
-    def _agrees(self, box: Box, place: Index) -> bool:
-        """Whether the counts at a place are those that the corners around it give."""
-        expected: dict[str, Fraction] = {}
-        for corner in itertools.product((0, 1), repeat=3):
-            weight = Fraction(1)
-            for end, p, (_, _, n) in zip(corner, place, box, strict=True):
-                part = Fraction(p, n - 1) if n > 1 else Fraction(0)
-                weight *= part if end else 1 - part
-            if weight:
-                for name, value in self.at(self._index(box, corner)).items():
-                    expected[name] = expected.get(name, Fraction(0)) + weight * value
-        actual = self._at_place(box, place)
-        return all(actual[name] == expected.get(name, 0) for name in actual.keys() | expected)
+    def _line(self, place: list[int], axis: int, indices: Sequence[int]) -> list[Counts]:
+        return [self.at((*place[:axis], i, *place[axis + 1 :])) for i in indices]
 
-    def _at_place(self, box: Box, place: Sequence[int]) -> Counts:
-        return self.at(tuple(f + p * step for p, (f, step, _) in zip(place, box, strict=True)))
-
-    def _multilinear_sum(self, box: Box) -> Counts:
-        volume = 1
-        for _, _, n in box:
-            volume *= n
-        corners = list(itertools.product((0, 1), repeat=3))
-        total: Counter[str] = Counter()
-        for corner in corners:
-            total.update(self.at(self._index(box, corner)))
-        for name, value in total.items():
-            total[name], rest = divmod(value * volume, len(corners))
-            assert rest == 0, f"{name} is not multilinear over {box}"
-        return total
-
-    def _divided(self, box: Box) -> list[tuple[int, Box]]:
-        """A box in parts, each with how often it counts.
-
-        It is divided along an axis on which it fails, or else the longest.
-        """
-        failing = [axis for axis in range(3) if not self._line_agrees(box, axis)]
-        for axis in failing:
-            first, step, n = box[axis]
-            for cut in (1, n - 1):
-                parts = self._along(
-                    box, axis, (first, step, cut), (first + cut * step, step, n - cut)
-                )
-                if n > 4 and all(self._line_agrees(part, axis) for _, part in parts):
-                    return parts
-        axis = failing[0] if failing else max(range(3), key=lambda a: box[a][2])
-        first, step, n = box[axis]
-        for period in (1 << k for k in range(3, n.bit_length() - 1)):
-            if n % period == 0 and self._is_periodic(box, axis, period):
-                [(_, part)] = self._along(box, axis, (first, step, period))
-                return [(n // period, part)]
-        # Steps of a few programs each show as a line in every second, fourth or eighth program.
-        for stride in (2, 4, 8):
-            if n < 4 * stride:
+    def _parts(self, grid: Index, axis: int) -> list[Part]:
+        n = grid[axis]
+        if n < 4:
+            same = all(
+                len(set(map(_frozen, self._line(place, axis, range(n))))) == 1
+                for place in self._places(grid, axis)
+            )
+            return [(range(1), n)] if same else [(range(n), 1)]
+        tried = [1, 2, n - 2, self.random.randrange(1, n - 1)]
+        first = last = inside = True
+        for place in self._places(grid, axis):
+            middle, *others = self._line(place, axis, tried)
+            inside = inside and all(other == middle for other in others)
+            if not inside:
                 break
-            lines = [
-                (first + i * step, stride * step, (n - i + stride - 1) // stride)
-                for i in range(stride)
-            ]
-            parts = self._along(box, axis, *lines)
-            if all(self._line_agrees(part, axis) for _, part in parts):
-                return parts
-        # Chunks hold a power of two programs.
-        cut = 1 << (n - 1).bit_length() - 1
-        return self._along(box, axis, (first, step, cut), (first + cut * step, step, n - cut))
+            ends = self._line(place, axis, (0, n - 1))
+            first, last = first and ends[0] == middle, last and ends[1] == middle
+        if inside:
+            parts = [(range(1, 2), n - 2 + first + last)]
+            parts += [] if first else [(range(1), 1)]
+            return parts + ([] if last else [(range(n - 1, n), 1)])
+        for period in (1 << k for k in range(3, n.bit_length() - 1)):
+            if self._is_periodic(grid, axis, period):
+                whole = n // period
+                return [(range(period), whole), (range(whole * period, n), 1)]
+        return [(range(n), 1)]
 
-    @staticmethod
-    def _along(box: Box, axis: int, *lines: tuple[int, int, int]) -> list[tuple[int, Box]]:
-        return [(1, (*box[:axis], line, *box[axis + 1 :])) for line in lines]
-
-    def _is_periodic(self, box: Box, axis: int, period: int) -> bool:
-        n = box[axis][2]
-        # The last program of a period and the first of the next one, then any.
-        starts = [period - 1, 0, *(self.random.randrange(period) for _ in range(4))]
-        for start in starts:
-            place = [self.random.randrange(m) for _, _, m in box]
-            found = []
-            for times in (0, 1, self.random.randrange(1, n // period)):
-                place[axis] = start + times * period
-                found.append(self._at_place(box, place))
-            if found[0] != found[1] or found[0] != found[2]:
-                return False
+    def _is_periodic(self, grid: Index, axis: int, period: int) -> bool:
+        times = grid[axis] // period
+        for place in self._places(grid, axis):
+            for start in (0, 1, period - 1, self.random.randrange(period)):
+                indices = [start + k * period for k in (0, 1, times - 1)]
+                first, *others = self._line(place, axis, indices)
+                if any(other != first for other in others):
+                    return False
         return True
 
-    def _line_agrees(self, box: Box, axis: int) -> bool:
-        n = box[axis][2]
-        if n <= 2:
-            return True
-        tried = {1, n - 2, self.random.randrange(1, n - 1), self.random.randrange(1, n - 1)}
-        places = [[0, 0, 0] for _ in tried]
-        for place, p in zip(places, sorted(tried), strict=True):
-            place[axis] = p
-        return all(self._agrees(box, tuple(place)) for place in places)
+    def _box(self, axes: list[range]) -> Counts:
+        """The sum over a product of indices, in which no axis may be left out."""
+        long = sorted((a for a in range(3) if len(axes[a]) > 16), key=lambda a: len(axes[a]))
+        if len(long) == 2:
+            longest = long[1]
+            for stride in (1, 2, 4):
+                lines = [axes[longest][i::stride] for i in range(stride)]
+                sums = [self._linear(axes, longest, line) for line in lines]
+                if None not in sums:
+                    return _total(sums)
+        return _total(self.at(index) for index in itertools.product(*axes))
 
-    @staticmethod
-    def _index(box: Box, corner: tuple[int, ...]) -> Index:
-        return tuple(
-            first + step * (n - 1) * end for end, (first, step, n) in zip(corner, box, strict=True)
-        )
+    def _linear(self, axes: list[range], axis: int, line: range) -> Counts | None:
+        """The sum over a line of an axis, if the sums over the other axes are linear on it."""
+
+        def over_others(i: int) -> Counts:
+            return _total(
+                self.at(index)
+                for index in itertools.product(*axes[:axis], (line[i],), *axes[axis + 1 :])
+            )
+
+        n = len(line)
+        first, last = over_others(0), over_others(n - 1)
+        for i in (1, n - 2, self.random.randrange(2, n - 2), self.random.randrange(2, n - 2)):
+            actual = over_others(i)
+            for name in first | last | actual:
+                if actual[name] * (n - 1) != first[name] * (n - 1 - i) + last[name] * i:
+                    return None
+        return Counter({name: (first[name] + last[name]) * n // 2 for name in first | last})
+
+
+def _frozen(counts: Counts) -> frozenset:
+    return frozenset(counts.items())
+
+
+def _total(many) -> Counts:
+    total: Counter[str] = Counter()
+    for counts in many:
+        total.update(counts)
+    return total
