@@ -2,6 +2,8 @@
 the other forms.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ if not TRITON_RUNS:
     pytest.skip("needs Triton", allow_module_level=True)
 
 from litmegalodon.ops.cema import triton as cema_form
+from litmegalodon.ops.cema.kernels import emit_kernel, end_states_kernel, scan_kernel
 from litmegalodon.ops.timestep_norm import triton as norm_form
 
 RECURRENCES = [o for o in OPERATORS if o.has_triton]
@@ -191,3 +194,69 @@ def test_kernels_are_listed_at_any_size_without_running_them(listed, number, wit
     assert len(launches) == number
     for entry in launches:
         assert min(entry.grid(dict(entry.configs[0].tiles))) >= 1
+
+
+def folded(x, parts):
+    """[1, parts S, D] -> [1, S, parts D]: segments side by side, as if they were channels."""
+    dim = x.shape[-1]
+    return x.view(parts, -1, dim).transpose(0, 1).reshape(1, -1, parts * dim)
+
+
+def folded_states(states):
+    """[1, J, 2, N, D] -> [1, 1, 2, N, J D]."""
+    return states[0].permute(1, 2, 0, 3).flatten(2)[None, None].contiguous()
+
+
+@pytest.mark.slow
+def test_cema_over_a_million_tokens_in_one_float32_call_is_within_1e_4():
+    # A program does to a segment what it does to any other, so the interpreter works on all 1,000
+    # at once. Nothing else differs from a call: the same kernels, coefficients and sums.
+    parts, size, dim, order, block_n = 1000, 1000, 8, 3, 4
+    length = parts * size
+    x = torch.randn(1, length, dim, generator=torch.Generator().manual_seed(8)) + 3
+    parameters = {k: v.float() for k, v in hard_cema_parameters(dim, order, 8).items()}
+    *coefficient_parameters, omega = parameters.values()
+    c = cema_form.coefficients(*coefficient_parameters)
+    segments = SimpleNamespace(size=size, last=size, block_n=block_n, dtype=torch.float32)
+    tables = cema_form._Tables(c, omega, segments)
+    common = {"L": size, "D": parts * dim, "J": 1, "S": size, "BLOCK_N": block_n, "UNROLL": 8}
+    common |= {"p_x": folded(x, parts), "p_table": tables.powers.repeat(1, 1, 1, parts)}
+    common |= {"p_resets": None, "p_marks": None, "REVERSE": False}
+    configs = (launch.Config({"BLOCK_D": 8192}),)
+
+    ends = torch.empty(1, 1, 2, block_n, parts * dim)
+    launch.launch(end_states_kernel, lambda tiles: (1, 1, 1), common | {"p_ends": ends}, configs)
+    ends = ends.view(2, block_n, parts, dim).permute(2, 0, 1, 3)[None].contiguous()
+    entering, h = torch.empty_like(ends), torch.empty(1, dim, order, 2)
+    arguments = {"p_ends": ends, "p_table": tables.carry, "p_state": None, "p_resets": None}
+    arguments |= {"p_entering": entering, "p_last": h, "D": dim, "N": order, "J": parts}
+    arguments |= {"BLOCK_N": block_n, "REVERSE": False}
+    launch.launch(scan_kernel, lambda tiles: (1, 1), arguments, (launch.Config({"BLOCK": 32}),))
+    y = torch.empty_like(common["p_x"])
+    arguments = {"p_entering": folded_states(entering), "p_y": y}
+    arguments |= {"p_taps": tables.taps.repeat(1, parts)}
+    launch.launch(emit_kernel, lambda tiles: (1, 1, 1), common | arguments, configs)
+    y = y.view(size, parts, dim).transpose(0, 1).reshape(x.shape)
+
+    exact = (v.double() for v in (x, *parameters.values()))
+    want, want_h = cema(*exact, impl="torch")
+    assert_equal(h, want_h, 1e-4, "h")
+    assert_equal(y, want, 1e-4, "y")
+
+
+@pytest.mark.slow
+def test_timestep_norm_over_a_million_tokens_in_one_float32_call_is_within_1e_4(monkeypatch):
+    # Long segments only to be quick in the interpreter; they are as many additions in a row.
+    monkeypatch.setattr(norm_form, "segment_length", lambda length: 8192)
+    length = 1_000_000
+    x = 1e3 + torch.randn(1, length, 8, generator=torch.Generator().manual_seed(9))
+    zeros = torch.zeros(8)
+    y, state = timestep_norm(x, zeros, zeros, 2, 1e-5, impl="triton")
+    for t in (1, 1000, length):
+        seen = x[:, :t].double().view(1, t, 2, 4)
+        mean, var = seen.mean((1, 3)), seen.var((1, 3), correction=0)
+        want = (seen[:, -1] - mean[..., None]) / (var[..., None] + 1e-5).sqrt()
+        # An offset of 1,000 costs float32 four of its seven digits before the norm sees anything.
+        assert_equal(y[:, t - 1], want.flatten(1), 1e-4, f"y after {t}")
+    assert_equal(state.mean, mean, 1e-7, "mean")
+    assert_equal(state.var, var, 1e-5, "var")
