@@ -154,6 +154,9 @@ class Operator:
     call: Callable[[Tensors, Tensor | None, str], Tensors]
     along_time: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def has_triton(self) -> bool:
         """Whether the operator has a Triton form and something to run it on is here."""

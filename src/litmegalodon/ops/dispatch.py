@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -88,21 +87,12 @@ def triton_refusal(x: Tensor) -> str | None:
         if torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
             return "needs a GPU of compute capability 8.0 or newer; use impl='torch'"
         return None
-    if launch.INTERPRETED or x.is_meta:
+    if launch.INTERPRETED:
         return None
     return (
         f"runs on a GPU, and x is on {x.device}; use impl='torch', or set TRITON_INTERPRET=1 "
         "before Python starts to run the kernels, slowly, in Triton's interpreter"
     )
-
-
-def from_module(module: str, name: str) -> Callable:
-    """A function whose module is imported at the first call: Triton's import takes long."""
-
-    def call(*args):
-        return getattr(import_module(module), name)(*args)
-
-    return call
 
 
 def public(operator: Callable) -> Callable:

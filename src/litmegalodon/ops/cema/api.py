@@ -4,9 +4,14 @@ from torch import Tensor
 
 from litmegalodon.ops.cema.pytorch import cema_pytorch
 from litmegalodon.ops.cema.reference import cema_reference
-from litmegalodon.ops.dispatch import check_input, choose, from_module, public
+from litmegalodon.ops.dispatch import check_input, choose, public
 
-cema_triton = from_module("litmegalodon.ops.cema.triton", "cema_triton")
+
+def cema_triton(*args) -> tuple[Tensor, Tensor]:
+    """The Triton form, imported when it is needed: not every machine has Triton."""
+    from litmegalodon.ops.cema.triton import cema_triton as form
+
+    return form(*args)
 
 
 @public

@@ -2,12 +2,17 @@
 
 from torch import Tensor
 
-from litmegalodon.ops.dispatch import check_input, choose, from_module, public
+from litmegalodon.ops.dispatch import check_input, choose, public
 from litmegalodon.ops.timestep_norm.pytorch import timestep_norm_pytorch
 from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
 from litmegalodon.ops.timestep_norm.state import NormState
 
-timestep_norm_triton = from_module("litmegalodon.ops.timestep_norm.triton", "timestep_norm_triton")
+
+def timestep_norm_triton(*args) -> tuple[Tensor, NormState]:
+    """The Triton form, imported when it is needed: not every machine has Triton."""
+    from litmegalodon.ops.timestep_norm.triton import timestep_norm_triton as form
+
+    return form(*args)
 
 
 @public
