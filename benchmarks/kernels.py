@@ -23,7 +23,6 @@ os.environ.pop("TRITON_INTERPRET", None)
 from kernel_report import printing, roofline
 from kernel_report.child import load
 from kernel_report.compiling import TARGETS, MachineCode, compile_launch
-
 from litmegalodon.ops.launch import Launch
 
 ROOT = Path(__file__).parents[1]

@@ -150,7 +150,7 @@ def _disassemble(binary: bytes) -> str:
 
 def read_sass(code: str, log: str, shared: int) -> MachineCode:
     """Figures from NVIDIA machine code and the assembler's log."""
-    names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", code, re.M)
+    names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.M)
     tensor_core: Counter[str] = Counter()
     loads: Counter[str] = Counter()
     stores: Counter[str] = Counter()
