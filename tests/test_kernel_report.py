@@ -189,3 +189,40 @@ def test_sum_over_a_grid(kind, shape):
     total = grid.Sum(lambda index: Counter(a=count(*index), b=1)).over(shape)
     programs = list(itertools.product(*map(range, shape)))
     assert total == Counter(a=sum(count(*index) for index in programs), b=len(programs))
+
+
+@pytest.fixture(scope="module")
+def real_counts():
+    def run(documents: str):
+        path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "benchmarks"))
+        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, "tests/kernel_report_real.py", documents]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return {documents: run(documents) for documents in ("", "0,5,64,65,299")}
+
+
+PASSES = [
+    f"{operator} {direction}"
+    for operator in ("cema", "timestep_norm", "chunk_attention")
+    for direction in ("forward", "backward")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", ["", "0,5,64,65,299"])
+def test_counts_without_memory_are_those_of_a_real_run(real_counts, documents):
+    names = [name for name, *_ in real_counts[documents]]
+    assert names == PASSES
+    for name, with_memory, _, every in real_counts[documents]:
+        assert with_memory["load"] > 0 and with_memory["store"] > 0
+        for kind in ("load", "store"):
+            assert every[kind] == with_memory[kind], (name, kind)
+
+
+@pytest.mark.slow
+def test_counts_from_a_part_of_the_programs_are_those_of_all(real_counts):
+    for name, _, some, every in real_counts[""]:
+        assert some == every, name

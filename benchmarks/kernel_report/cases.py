@@ -67,17 +67,18 @@ class Case:
 
 def cases(target: str) -> list[Case]:
     """All passes of all operators, with the configurations chosen for a target."""
+    every = [case for shape in SHAPES for case in cases_of(shape, target)]
+    return every + cases_of(SHAPES[-1], target, dropkey_and_cache=True)
+
+
+def cases_of(shape: Shape, target: str, dropkey_and_cache: bool = False) -> list[Case]:
+    """The passes at one shape; with DropKey and a cache only attention's, compiled only."""
     from litmegalodon.ops.chunk_attention.tiles import compiling_for
 
-    result = []
-    for shape in SHAPES:
-        result += _cema(shape)
-        result += _timestep_norm(shape)
-        with compiling_for(target):
-            result += _attention(shape, dropkey_and_cache=False)
     with compiling_for(target):
-        result += _attention(SHAPES[-1], dropkey_and_cache=True)
-    return result
+        if dropkey_and_cache:
+            return _attention(shape, dropkey_and_cache=True)
+        return [*_cema(shape), *_timestep_norm(shape), *_attention(shape, dropkey_and_cache=False)]
 
 
 def record(start: Callable[[], Iterable[Tensor]]) -> tuple[tuple, list[Launch], int]:
@@ -124,6 +125,10 @@ def _new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def _resets(length: int) -> Tensor:
+    return torch.zeros(1, length, dtype=torch.bool)
+
+
 def _cema(shape: Shape) -> list[Case]:
     from litmegalodon.ops.cema.coefficients import coefficients
     from litmegalodon.ops.cema.triton import backward_kernels, forward_kernels
@@ -133,7 +138,7 @@ def _cema(shape: Shape) -> list[Case]:
     sizes = (d, n, 1), (d, n, 1), (d, 1, 1), (d, n, 2), (d, 1)
     *parameters, omega = (_new(*size, dtype=torch.float32) for size in sizes)
     state, dh = (_new(1, d, n, 2, dtype=torch.float32) for _ in range(2))
-    resets = torch.zeros(1, shape.length, dtype=torch.bool)
+    resets = _resets(shape.length)
     given = (x, *parameters, omega, state, resets)
 
     def forward():
@@ -162,7 +167,7 @@ def _timestep_norm(shape: Shape) -> list[Case]:
     weight, bias = (_new(d, dtype=torch.float32) for _ in range(2))
     mean, var, d_mean, d_var = (_new(1, groups, dtype=torch.float64) for _ in range(4))
     state = NormState(_new(1, dtype=torch.int64), mean, var)
-    resets = torch.zeros(1, shape.length, dtype=torch.bool)
+    resets = _resets(shape.length)
     given = (x, weight, bias, state, resets)
 
     def forward():
@@ -195,7 +200,7 @@ def _attention(shape: Shape, dropkey_and_cache: bool) -> list[Case]:
     slots = shape.chunk if dropkey_and_cache else 0
     k_cache, v_cache = _new(1, slots, heads, z), _new(1, slots, heads, e)
     position = known = torch.zeros(1, dtype=torch.int64)
-    resets = torch.zeros(1, length, dtype=torch.bool)
+    resets = _resets(length)
     settings = Settings(shape.chunk, 10_000.0, 1, 2**28, dropkey_and_cache)
     given = (q, k, v, k_cache, v_cache)
     name = f"{shape.name}, DropKey and cache" if dropkey_and_cache else shape.name

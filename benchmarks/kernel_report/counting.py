@@ -65,7 +65,7 @@ class CountingBuilder(InterpreterBuilder):
 
     def access(self, kind: str, pointers: TensorHandle, mask: TensorHandle) -> "Memory":
         """Add the bytes of the unmasked lanes and check where they lie."""
-        lanes = np.broadcast_to(mask.data, pointers.data.shape)
+        lanes = np.broadcast_to(mask.data.astype(bool), pointers.data.shape)
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         addresses = pointers.data if lanes.all() else pointers.data[lanes]
         if addresses.size == 0:
@@ -88,8 +88,9 @@ class CountingBuilder(InterpreterBuilder):
         if memory.values is None or is_float(dtype):
             return zeros(dtype, ptrs.data.shape)
         places = ptrs.data % SPACING // memory.values.itemsize
-        values = memory.values[np.where(mask.data, places, 0)].astype(_get_np_dtype(dtype))
-        return TensorHandle(np.where(mask.data, values, 0 if other is None else other.data), dtype)
+        lanes = mask.data.astype(bool)
+        values = memory.values[np.where(lanes, places, 0)].astype(_get_np_dtype(dtype))
+        return TensorHandle(np.where(lanes, values, 0 if other is None else other.data), dtype)
 
     def create_masked_store(self, ptrs, value, mask, cache_modifier, eviction_policy):
         self.access("store", ptrs, mask)
@@ -97,7 +98,7 @@ class CountingBuilder(InterpreterBuilder):
     def create_atomic_rmw(self, rmwOp, ptr, val, mask, sem, scope):
         self.access("load", ptr, mask)
         self.access("store", ptr, mask)
-        self.add("atomic", np.broadcast_to(mask.data, ptr.data.shape).sum())
+        self.add("atomic", np.broadcast_to(mask.data.astype(bool), ptr.data.shape).sum())
         return zeros(val.dtype, ptr.data.shape)
 
     def create_atomic_cas(self, ptr, cmp, val, sem, scope):
