@@ -11,11 +11,12 @@ products. DropKey's pairs have P = dS = 0 there and need nothing more. Every gra
 that adds it up in a fixed order: two runs give the same bits.
 
 P and dS are [rows, H, chunks, R, K]: in its chunk a query stands at its place less the chunk's
-first query, a key likewise, both origins on a grid (`origins`) so that tiles are aligned. A row of
-a tile is written whole, zeros where a key is not seen, by its own document, and only where some key
-of the tile is of this document. So an owner of queries or keys, which goes over documents as in
-kernels.py, may read whole tiles: among the rows of its document nothing is left unwritten, and keys
-of others have weight 0 and are loaded as 0.
+first query, a key likewise, both origins on a grid of GRID_M x GRID_N (`origins`) so that tiles are
+aligned. A query's row of a tile of the grid is written whole, zeros where a key is not seen, if
+some key of the tile is of its document and not after its tile of queries; else it is not written.
+So an owner of queries or keys, whose tiles divide the grid's and which goes over documents as in
+kernels.py, may read whole tiles: in the rows of a document nothing is unwritten, and the keys of
+others have weight 0 there and are loaded as 0.
 
 Shapes: as in kernels.py; R queries and K keys of a chunk, rounded up to tiles.
 """
@@ -23,7 +24,13 @@ Shapes: as in kernels.py; R queries and K keys of a chunk, rounded up to tiles.
 import triton
 import triton.language as tl
 
-from litmegalodon.ops.chunk_attention.kernels import kept, load_rows, store_rows, stream
+from litmegalodon.ops.chunk_attention.kernels import (
+    add_product,
+    kept,
+    load_rows,
+    store_rows,
+    stream,
+)
 
 
 @triton.jit
@@ -67,6 +74,39 @@ def origins(chunk, C, offset, earliest, GRID_M: tl.constexpr, GRID_N: tl.constex
 
 
 @triton.jit
+def row_products(
+    p_a,
+    p_b,
+    p_b_cache,
+    m,
+    end_m,
+    n,
+    end_n,
+    lower_n,
+    offset,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CACHED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    W: tl.constexpr,
+):
+    """A B^T of M rows of A from place m and N of B from place n, W of their columns at a time."""
+    b_product = tl.zeros((M, N), ACC)
+    for w in range(0, WIDTH, W):
+        o_w = w + tl.arange(0, W)
+        # M x W, N x W
+        b_a = load_rows(p_a, p_a, m, end_m, offset, o_w, H * WIDTH, WIDTH, M, W, False)
+        b_b = load_rows(
+            p_b, p_b_cache, n, end_n, offset, o_w, H * WIDTH, WIDTH, N, W, CACHED, lower_n
+        )
+        b_product = add_product(b_product, b_a, tl.trans(b_b), PRECISION)
+    return b_product
+
+
+@triton.jit
 def weights_kernel(
     p_q,
     p_k,
@@ -97,12 +137,13 @@ def weights_kernel(
     CACHED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_Z: tl.constexpr,
+    GRID_M: tl.constexpr,
+    GRID_N: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
 ):
-    """P and dS of tiles of M queries and N keys, for rows from `row` and chunks from `chunk`."""
+    """P and dS of tiles of M = GRID_M queries and N keys, rows from `row`, chunks from `chunk`."""
     i_b = (row + tl.program_id(2) // H).to(tl.int64)
     i_h = tl.program_id(2) % H
     i_chunk = tl.program_id(1) // (R // M)
@@ -119,50 +160,53 @@ def weights_kernel(
     p_lse += (i_b * H + i_h) * L
     p_delta += (i_b * H + i_h) * L
 
-    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), M, N)
+    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
     begin = first_m + tl.program_id(1) % (R // M) * M
     n = first_n + tl.program_id(0) * N
+    grid_n = first_n + tl.program_id(0) * N // GRID_N * GRID_N
     tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
     chunks = tl.num_programs(1) // (R // M)
-    o_tile = ((tl.program_id(2) * chunks + i_chunk).to(tl.int64) * R - first_m) * K
+    o_chunk = (tl.program_id(2) * chunks + i_chunk).to(tl.int64) * R * K
+    p_weight += o_chunk
+    p_ds += o_chunk
     o_column = tl.program_id(0) * N + tl.arange(0, N)
     o_n = n + tl.arange(0, N)
-    o_z = tl.arange(0, BLOCK_Z)
     now = tl.maximum(begin, offset)
     while now < tile_end:
         lower = tl.load(p_first + (now - offset))
         upper = tl.minimum(tl.load(p_last + (now - offset)), tile_end)
-        if (n < upper) & (n + N > lower):
+        if (grid_n < upper) & (grid_n + GRID_N > lower):
             o_m = now + tl.arange(0, M)
             m_m = o_m < upper
-            b_dp = tl.zeros((M, N), ACC)
-            for w in range(0, E, W):
-                o_w = w + tl.arange(0, W)
-                # M x W, N x W
-                b_d = load_rows(p_d_out, p_d_out, now, upper, offset, o_w, H * E, E, M, W, False)
-                b_v = load_rows(
-                    p_v, p_v_cache, n, upper, offset, o_w, H * E, E, N, W, CACHED, lower
-                )
-                b_dp = tl.dot(b_d, tl.trans(b_v), b_dp, input_precision=PRECISION, out_dtype=ACC)
-            # M x z, N x z
-            b_q = load_rows(p_q, p_q, now, upper, offset, o_z, H * Z, Z, M, BLOCK_Z, False)
-            b_k = load_rows(
-                p_k, p_k_cache, n, upper, offset, o_z, H * Z, Z, N, BLOCK_Z, CACHED, lower
-            )
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION, out_dtype=ACC)
+            b_s = row_products(
+                p_q, p_k, p_k_cache, now, upper, n, upper, lower, offset,
+                H, Z, CACHED, ACC, PRECISION, M, N, W,
+            )  # fmt: skip
             b_lse = tl.load(p_lse + (o_m - offset), mask=m_m, other=float("inf"))
-            b_delta = tl.load(p_delta + (o_m - offset), mask=m_m, other=0.0)
             seen = (o_n[None, :] <= o_m[:, None]) & (o_n >= lower)[None, :]
             if DROP:
                 h = stream(seed, i_b, position // C + now // C, i_h)
                 seen &= kept(h, (o_m % C)[:, None], (o_n % C)[None, :], threshold)
             b_p = tl.where(seen, tl.exp(b_s - b_lse[:, None]), 0.0)
-            b_ds = tl.where(seen, b_p * (b_dp - b_delta[:, None]), 0.0)
-            o_row = o_tile + o_m.to(tl.int64) * K
-            b_p = b_p.to(p_weight.dtype.element_ty)
-            b_ds = b_ds.to(p_ds.dtype.element_ty)
-            tl.store(p_weight + o_row[:, None] + o_column[None, :], b_p, mask=m_m[:, None])
-            tl.store(p_ds + o_row[:, None] + o_column[None, :], b_ds, mask=m_m[:, None])
+            o_row = (o_m - first_m) * K
+            tl.store(
+                p_weight + o_row[:, None] + o_column[None, :],
+                b_p.to(p_weight.dtype.element_ty),
+                mask=m_m[:, None],
+            )
+            b_dp = row_products(
+                p_d_out, p_v, p_v_cache, now, upper, n, upper, lower, offset,
+                H, E, CACHED, ACC, PRECISION, M, N, W,
+            )  # fmt: skip
+            b_delta = tl.load(p_delta + (o_m - offset), mask=m_m, other=0.0)
+            # A document's first token has one weight, 1: there dP - delta is nothing but rounding.
+            flat = (b_p == 0) | (o_m == lower)[:, None]
+            b_ds = tl.where(flat, 0.0, b_p * (b_dp - b_delta[:, None]))
+            tl.store(
+                p_ds + o_row[:, None] + o_column[None, :],
+                b_ds.to(p_ds.dtype.element_ty),
+                mask=m_m[:, None],
+            )
         now = upper
 
 
@@ -230,7 +274,7 @@ def query_kernel(
                 p_k, p_k_cache, first_n + column, upper, offset, o_z, H * Z, Z, N, BLOCK_Z, CACHED,
                 lower,
             )  # fmt: skip
-            b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=PRECISION, out_dtype=ACC)
+            b_dq = add_product(b_dq, b_ds, b_k, PRECISION)
         store_rows(p_dq, p_dq, b_dq, now, upper, offset, o_z, H * Z, Z, M, False)
         now = upper
 
@@ -300,6 +344,6 @@ def key_kernel(
             # M x N, M x W
             b_x = tl.load(p_row[:, None] + o_column[None, :], mask=(o_m < last)[:, None], other=0.0)
             b_y = load_rows(p_y, p_y, m, last, offset, o_w, H * E, E, M, W, False)
-            b_acc = tl.dot(tl.trans(b_x), b_y, b_acc, input_precision=PRECISION, out_dtype=ACC)
+            b_acc = add_product(b_acc, tl.trans(b_x), b_y, PRECISION)
         store_rows(p_out, p_out_cache, b_acc, begin, upper, offset, o_w, H * E, E, N, CACHED, now)
         now = upper

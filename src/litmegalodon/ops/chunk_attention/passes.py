@@ -28,7 +28,7 @@ from litmegalodon.ops.chunk_attention.backward_kernels import (
 )
 from litmegalodon.ops.chunk_attention.kernels import forward_kernel, rotate_kernel
 from litmegalodon.ops.chunk_attention.rope import table
-from litmegalodon.ops.chunk_attention.tiles import configs, grid_tile, target
+from litmegalodon.ops.chunk_attention.tiles import configs, grid_tile
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import launch
 
@@ -69,7 +69,9 @@ def attention_forward(
     Returns:
         out [B, L, H, e], rotated q and k, log-sum-exp [B, H, L].
     """
-    q, k, v, k_cache, v_cache = (u.contiguous() for u in (q, k, v, k_cache, v_cache))
+    q, k, v, k_cache, v_cache, position = (
+        u.contiguous() for u in (q, k, v, k_cache, v_cache, position)
+    )
     batch, length, heads, e = v.shape
     q, k = (_rotate(u, position, settings, 1, u.dtype) for u in (q, k))
     out = torch.empty_like(v)
@@ -110,7 +112,9 @@ def attention_backward(
     Returns:
         Gradients of attention_forward's q, k, v, k_cache and v_cache.
     """
-    d_out, v, k_cache, v_cache = (u.contiguous() for u in (d_out, v, k_cache, v_cache))
+    d_out, v, k_cache, v_cache, position = (
+        u.contiguous() for u in (d_out, v, k_cache, v_cache, position)
+    )
     batch, length, heads, e = v.shape
     acc = compute_dtype(v)
     delta = torch.empty_like(lse)
@@ -126,21 +130,20 @@ def attention_backward(
     # Slots that no query sees are written by no program.
     dk_cache, dv_cache = torch.zeros_like(k_cache, dtype=acc), torch.zeros_like(v_cache)
     shared = _shared(q, v, k_cache, known, position, resets, settings)
-    grid = grid_tile(target(v.device), v.dtype)
+    grid = grid_tile(v)
     plan = Plan.of(v.shape, k_cache.shape[1], settings.chunk_size, v.element_size(), grid)
     weight, ds = (v.new_empty(plan.size) for _ in range(2))
     for rows, part in plan.parts():
-        places = shared | part
+        places = shared | part | dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             weights_kernel,
             lambda t, rows=rows: (plan.K // t["N"], plan.chunks * plan.R // t["M"], rows * heads),
             dict(p_q=q, p_k=k, p_v=v, p_k_cache=k_cache, p_v_cache=v_cache, p_d_out=d_out)
             | dict(p_lse=lse, p_delta=delta, p_weight=weight, p_ds=ds)
-            | places,
+            | _without(places, "BLOCK_Z"),
             configs("weights", v, shared["CACHED"]),
         )
         products = _without(places, "seed", "threshold", "DROP")
-        products |= dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             query_kernel,
             lambda t, rows=rows: (plan.chunks * plan.R // t["M"], rows * heads),
