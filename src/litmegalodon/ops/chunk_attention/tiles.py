@@ -106,7 +106,7 @@ def target(device: torch.device) -> str:
 
 
 def grid_tile(v: Tensor) -> tuple[int, int]:
-    """GRID_M, GRID_N: queries and keys of the tiles in which P and dS are left (see
+    """GRID_M, GRID_N: queries and keys of the tiles in which P and X are left (see
     backward_kernels.py), multiples of M and N of the kernels that make and read them.
     """
     if target(v.device) == "interpreter" or v.dtype != torch.bfloat16:
@@ -118,7 +118,7 @@ def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
     """Candidate configurations, the default first.
 
     Args:
-        kernel: forward, weights, query, key, rotate or delta.
+        kernel: forward, weights, query, scores (dK), key (dV), rotate or delta.
         v: [B, L, H, columns], what is cut into slices.
         cached: whether there is an incoming cache.
     """
@@ -133,7 +133,7 @@ def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
         table = _BF16[kind]
         if kernel == "forward" and cached:
             table = {kernel: _BF16_CACHED.get(kind, table[kernel])}
-    tiles, warps, stages = table[kernel]
+    tiles, warps, stages = table.get(kernel) or table["key"]
     if "W" in tiles:
         # A product takes at least 16 columns.
         columns = max(16, triton.next_power_of_2(v.shape[-1]))
