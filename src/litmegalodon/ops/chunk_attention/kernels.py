@@ -17,6 +17,10 @@ N keys of a tile, W columns of v in a tile.
 import triton
 import triton.language as tl
 
+from litmegalodon.ops.launch import INTERPRETED
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
 
 @triton.jit
 def _mix(h):
@@ -43,6 +47,27 @@ def stream(seed, i_b, i_chunk, i_h):
 def kept(h, o_query, o_key, threshold):
     """bool, broadcast from places in the chunk: the pairs that DropKey leaves."""
     return _absorb(_absorb(h, o_query), o_key) >= threshold.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def add_product(b_sum, b_a, b_b, PRECISION: tl.constexpr):
+    """b_sum + A B on tensor cores."""
+    if _INTERPRETED:
+        # The interpreter multiplies bfloat16 as the integers of its bits.
+        b_a, b_b = b_a.to(b_sum.dtype), b_b.to(b_sum.dtype)
+    return tl.dot(b_a, b_b, b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
+
+
+@triton.jit
+def add_full_product(b_sum, b_a, b_b, PRECISION: tl.constexpr):
+    """b_sum + A B with A in its full precision, B in bfloat16 or more."""
+    b_high = b_a.to(b_b.dtype)
+    b_sum = add_product(b_sum, b_high, b_b, PRECISION)
+    if b_b.dtype == tl.bfloat16:
+        # What one bfloat16 leaves of A, in another.
+        b_low = (b_a - b_high.to(b_a.dtype)).to(b_b.dtype)
+        b_sum = add_product(b_sum, b_low, b_b, PRECISION)
+    return b_sum
 
 
 @triton.jit
@@ -209,7 +234,7 @@ def forward_kernel(
             # N x z, N x W
             b_k = load_rows(p_k, p_k_cache, n, upper, offset, o_z, H * Z, Z, N, BLOCK_Z, CACHED)
             b_v = load_rows(p_v, p_v_cache, n, upper, offset, o_w, H * E, E, N, W, CACHED)
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION, out_dtype=ACC)
+            b_s = add_product(tl.zeros((M, N), ACC), b_q, tl.trans(b_k), PRECISION)
             o_n = n + tl.arange(0, N)
             seen = o_n[None, :] <= o_m[:, None]
             if DROP:
@@ -222,7 +247,7 @@ def forward_kernel(
             b_scale = tl.exp(b_max - b_shift)
             b_sum = b_sum * b_scale + tl.sum(b_p, 1)
             b_acc = b_acc * b_scale[:, None]
-            b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision=PRECISION, out_dtype=ACC)
+            b_acc = add_product(b_acc, b_p.to(b_v.dtype), b_v, PRECISION)
             b_max = b_new
         # A row whose every key is dropped gives 0.
         empty = b_sum == 0

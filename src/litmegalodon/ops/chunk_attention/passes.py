@@ -2,9 +2,9 @@
 
 Forward: queries and keys are rotated once (the rotated keys are also what the outgoing state
 keeps), then each program of `forward_kernel` makes one tile of queries times a slice of v's columns
-by online softmax; the log-sum-exp is kept. Backward: delta, weights and dS of as many chunks as fit
-in SCRATCH, dQ, dK and dV from these by an owner each, then the rotation back. kernels.py says how
-chunks, documents and the incoming cache are seen.
+by online softmax; the log-sum-exp is kept. Backward: weights and score gradients of as many chunks
+as fit in SCRATCH, dQ, dK and dV from these by an owner each, then the rotation back. kernels.py
+says how chunks, documents and the incoming cache are seen.
 
 Nothing here reads a value of a tensor: both passes run through under `recording()` on
 device="meta".
@@ -28,11 +28,11 @@ from litmegalodon.ops.chunk_attention.backward_kernels import (
 )
 from litmegalodon.ops.chunk_attention.kernels import forward_kernel, rotate_kernel
 from litmegalodon.ops.chunk_attention.rope import table
-from litmegalodon.ops.chunk_attention.tiles import configs, grid_tile, target
+from litmegalodon.ops.chunk_attention.tiles import configs, grid_tile
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import launch
 
-# Bytes of P and dS that a backward pass may hold at a time, if one chunk of one row fits.
+# Bytes of P and X that a backward pass may hold at a time, if one chunk of one row fits.
 SCRATCH = 512 * 2**20
 
 
@@ -69,7 +69,9 @@ def attention_forward(
     Returns:
         out [B, L, H, e], rotated q and k, log-sum-exp [B, H, L].
     """
-    q, k, v, k_cache, v_cache = (u.contiguous() for u in (q, k, v, k_cache, v_cache))
+    q, k, v, k_cache, v_cache, position = (
+        u.contiguous() for u in (q, k, v, k_cache, v_cache, position)
+    )
     batch, length, heads, e = v.shape
     q, k = (_rotate(u, position, settings, 1, u.dtype) for u in (q, k))
     out = torch.empty_like(v)
@@ -110,7 +112,9 @@ def attention_backward(
     Returns:
         Gradients of attention_forward's q, k, v, k_cache and v_cache.
     """
-    d_out, v, k_cache, v_cache = (u.contiguous() for u in (d_out, v, k_cache, v_cache))
+    d_out, v, k_cache, v_cache, position = (
+        u.contiguous() for u in (d_out, v, k_cache, v_cache, position)
+    )
     batch, length, heads, e = v.shape
     acc = compute_dtype(v)
     delta = torch.empty_like(lse)
@@ -126,29 +130,37 @@ def attention_backward(
     # Slots that no query sees are written by no program.
     dk_cache, dv_cache = torch.zeros_like(k_cache, dtype=acc), torch.zeros_like(v_cache)
     shared = _shared(q, v, k_cache, known, position, resets, settings)
-    grid = grid_tile(target(v.device), v.dtype)
-    plan = Plan.of(v.shape, k_cache.shape[1], settings.chunk_size, v.element_size(), grid)
-    weight, ds = (v.new_empty(plan.size) for _ in range(2))
+    grid = grid_tile(v)
+    plan = Plan.of(
+        v.shape, k_cache.shape[1], settings.chunk_size, v.element_size() + lse.element_size(), grid
+    )
+    weights = dict(p_weight=v.new_empty(plan.size), p_x=lse.new_empty(plan.size))
+    rest = torch.empty_like(lse)
     for rows, part in plan.parts():
-        places = shared | part
+        places = shared | part | dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             weights_kernel,
             lambda t, rows=rows: (plan.K // t["N"], plan.chunks * plan.R // t["M"], rows * heads),
             dict(p_q=q, p_k=k, p_v=v, p_k_cache=k_cache, p_v_cache=v_cache, p_d_out=d_out)
-            | dict(p_lse=lse, p_delta=delta, p_weight=weight, p_ds=ds)
-            | places,
+            | dict(p_lse=lse, p_delta=delta)
+            | weights
+            | _without(places, "BLOCK_Z"),
             configs("weights", v, shared["CACHED"]),
         )
         products = _without(places, "seed", "threshold", "DROP")
-        products |= dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             query_kernel,
             lambda t, rows=rows: (plan.chunks * plan.R // t["M"], rows * heads),
-            dict(p_k=k, p_k_cache=k_cache, p_ds=ds, p_dq=dq) | _without(products, "E"),
+            weights
+            | dict(p_k=k, p_k_cache=k_cache, p_rest=rest, p_dq=dq)
+            | _without(products, "E"),
             configs("query", v, shared["CACHED"]),
         )
         products = _without(products, "Z", "BLOCK_Z")
-        for x, y, out_, cache in ((ds, q, dk, dk_cache), (weight, d_out, dv, dv_cache)):
+        for scores, y, of_tokens, of_cache in (
+            (True, q, dk, dk_cache),
+            (False, d_out, dv, dv_cache),
+        ):
             width = y.shape[3]
             launch(
                 key_kernel,
@@ -157,8 +169,11 @@ def attention_backward(
                     triton.cdiv(width, t["W"]),
                     rows * heads,
                 ),
-                dict(p_x=x, p_y=y, p_out=out_, p_out_cache=cache) | products | dict(E=width),
-                configs("key", y, shared["CACHED"]),
+                weights
+                | dict(p_rest=rest, p_y=y, p_out=of_tokens, p_out_cache=of_cache, SCORES=scores)
+                | products
+                | dict(E=width),
+                configs("scores" if scores else "key", y, shared["CACHED"]),
             )
     if d_rotated_k is not None:
         dk += d_rotated_k
@@ -257,7 +272,7 @@ def _tiles(places: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the backward pass is cut into parts whose P and dS fit into SCRATCH.
+    """How the backward pass is cut into parts whose P and X fit into SCRATCH.
 
     Attributes:
         batch, rows: of the call, of a part.
@@ -276,14 +291,14 @@ class Plan:
 
     @classmethod
     def of(cls, shape, slots: int, chunk_size: int, element: int, grid: tuple[int, int]) -> "Plan":
-        """For v of `shape` [B, L, H, e] whose elements have `element` bytes."""
+        """For v of `shape` [B, L, H, e]; a pair of query and key takes `element` bytes."""
         batch, length, heads, _ = shape
         tile_m, tile_n = grid
         # A row may begin anywhere in its first tile and chunk.
         r = triton.cdiv(min(chunk_size, length + tile_m - 1), tile_m) * tile_m
         k = triton.cdiv(min(chunk_size, slots + length + tile_n - 1), tile_n) * tile_n
         total = triton.cdiv(length + chunk_size - 1, chunk_size)
-        fit = SCRATCH // (2 * element * heads * r * k)
+        fit = SCRATCH // (element * heads * r * k)
         rows = max(1, min(batch, fit))
         chunks = max(1, min(total, fit // rows))
         return cls(batch, rows, total, chunks, r, k, rows * chunks * heads * r * k)
