@@ -20,7 +20,7 @@ from typing import Any
 # Compiling and interpreting are two modes of Triton; counting has a process of its own.
 os.environ.pop("TRITON_INTERPRET", None)
 
-from kernel_report import printing, roofline
+from kernel_report import markdown, printing, roofline
 from kernel_report.child import load
 from kernel_report.compiling import TARGETS, MachineCode, compile_launch
 from litmegalodon.ops.launch import Launch
@@ -60,6 +60,8 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     printing.tables(report)
+    if options.docs:
+        markdown.fill(ROOT / "docs/kernels.md", report)
     print(f"\n{time.monotonic() - start:.0f} s; all figures in {options.out}")
     for failure in report["failures"]:
         print(f"failed: {failure}")
@@ -72,6 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cases", default="kernel_report.cases:cases", help="module:function")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/kernels.json")
     parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks/.cache")
+    parser.add_argument("--docs", action="store_true", help="put the figures into docs/kernels.md")
     return parser.parse_args()
 
 
