@@ -34,7 +34,7 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
     yield "Bytes moved over the least possible (tiles of sm_90)."
     shapes = list(dict.fromkeys(one["shape"] for one in passes if one["counted"]))
     yield from ("", *_table(["pass", *shapes], _ratios(passes, shapes)), "")
-    yield "CEMA and TimestepNorm as a part of the time of the block's linear layers, rooflines both."
+    yield "CEMA and TimestepNorm against the block's linear layers, both as rooflines."
     head = ["device", "pass", *shapes]
     yield from ("", *_table(head, _shares(report["blocks"], shapes)), "")
     failures = report["failures"]
