@@ -1,9 +1,14 @@
-"""What all tests share: the project's folder for Hydra, and no skip unnoticed in CI."""
+"""What all tests share: the project's folder for Hydra, Triton's interpreter, no skip unnoticed."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Without a GPU the kernels run in Triton's interpreter, which it decides at its import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))

@@ -1,6 +1,5 @@
 """model.compile: the blocks are traced around the operators, and give the same."""
 
-
 from golden_data import assert_equal
 from hard import hard_config, hard_model, hard_tokens
 

@@ -79,7 +79,8 @@ class Megalodon(nn.Module):
 
     Args:
         config: sizes and switches.
-        impl: implementation of the operators: auto, reference or torch; no part of the config.
+        impl: implementation of the operators: auto, reference, torch or triton; no part of the
+            config.
     """
 
     def __init__(self, config: MegalodonConfig, impl: str = "auto"):

@@ -9,6 +9,24 @@ from litmegalodon.ops.chunk_attention.state import KeyValueState
 from litmegalodon.ops.dispatch import check_input, choose, public
 
 
+def chunk_attention_triton(*arguments) -> tuple[Tensor, KeyValueState]:
+    """The Triton form, imported when it is first asked for.
+
+    Raises:
+        ValueError: Triton is not installed.
+    """
+    try:
+        from litmegalodon.ops.chunk_attention import triton as form
+    except ModuleNotFoundError as missing:
+        if missing.name != "triton":
+            raise
+        raise ValueError(
+            "chunk_attention: impl='triton' needs Triton, which is not installed here; "
+            "use impl='torch'"
+        ) from None
+    return form.chunk_attention_triton(*arguments)
+
+
 @public
 def chunk_attention(
     q: Tensor,
@@ -38,7 +56,7 @@ def chunk_attention(
         resets: bool [B, L]; a token where True sees nothing before it.
         dropkey: probability that a (query, key) pair is hidden before the softmax (no rescaling).
         seed: of DropKey's mask, needed with dropkey > 0; up to 64 bits.
-        impl: auto, reference or torch.
+        impl: auto, reference, torch or triton (z up to 256).
 
     Returns:
         out [B, L, H, e] in v's dtype, and the keys and values of the chunk that the call ends in.
@@ -57,8 +75,12 @@ def chunk_attention(
         raise ValueError(f"chunk_attention: dropkey={dropkey}; must be in [0, 1)")
     if dropkey > 0.0 and seed is None:
         raise ValueError(f"chunk_attention: dropkey={dropkey} needs a seed")
-    forms = {"reference": chunk_attention_reference, "torch": chunk_attention_pytorch}
-    form = choose("chunk_attention", impl, forms)
+    forms = {
+        "reference": chunk_attention_reference,
+        "torch": chunk_attention_pytorch,
+        "triton": chunk_attention_triton,
+    }
+    form = choose("chunk_attention", impl, forms, q)
     position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
     if kv is None:
         kv = KeyValueState.fresh(k, v)

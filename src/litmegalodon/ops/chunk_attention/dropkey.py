@@ -11,8 +11,8 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def _mix(h: Tensor) -> Tensor:
-    """A 32-bit avalanche (xor-shifts, odd multiplications) on int64 tensors of 32-bit values."""
+def _mix(h):
+    """A 32-bit avalanche (xor-shifts, odd multiplications) on 32-bit values, ints or int64."""
     h = h ^ (h >> 16)
     h = (h * 0x7FEB352D) & _MASK
     h = h ^ (h >> 15)
@@ -20,8 +20,13 @@ def _mix(h: Tensor) -> Tensor:
     return h ^ (h >> 16)
 
 
-def _absorb(h: Tensor, value: Tensor) -> Tensor:
+def _absorb(h, value):
     return _mix((h + (value & _MASK) * 0x9E3779B1 + 1) & _MASK)
+
+
+def seed_counter(seed: int) -> int:
+    """The counter's 32 bits after both halves of a seed."""
+    return _absorb(seed & _MASK, seed >> 32)
 
 
 def dropped(
@@ -42,8 +47,7 @@ def dropped(
     Returns:
         bool [n, H, Q, K].
     """
-    h = torch.tensor(seed & _MASK, dtype=torch.int64, device=row.device)
-    h = _absorb(_absorb(h, torch.tensor(seed >> 32, device=row.device)), row)
+    h = _absorb(seed_counter(seed), row)
     h = _absorb(h, chunk)[:, None]
     h = _absorb(h, torch.arange(heads, device=row.device))
     h = _absorb(h[:, :, None], query[:, None])[..., None]

@@ -13,7 +13,7 @@ from torch import Tensor
 from litmegalodon.ops.chunk_attention.causal import causal_attention
 from litmegalodon.ops.chunk_attention.dropkey import dropped
 from litmegalodon.ops.chunk_attention.rope import rope
-from litmegalodon.ops.chunk_attention.state import KeyValueState
+from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
 from litmegalodon.ops.segments import Segments
 
 Drop = tuple[float, int] | None
@@ -43,7 +43,8 @@ def chunk_attention_pytorch(
         out = _on_grid(q, k, v, chunk_size, positions, kv, drop)
     else:
         out = _in_runs(q, k, v, chunk_size, positions, kv, resets, drop)
-    return out, _outgoing(k, v, chunk_size, position, kv, resets, aligned)
+    slots = int(((position + length) % chunk_size).max())
+    return out, advance(k, v, chunk_size, position, kv, resets, slots, aligned)
 
 
 def _on_grid(
@@ -165,41 +166,3 @@ def _dropkey(drop: Drop, heads: int, rows: Tensor, queries: Tensor, keys: Tensor
         return dropped(*drop, rows, chunk, heads, queries[:, first:end], keys[:, :end_key])
 
     return hidden
-
-
-def _outgoing(
-    k: Tensor,
-    v: Tensor,
-    chunk_size: int,
-    position: Tensor,
-    kv: KeyValueState,
-    resets: Tensor | None,
-    aligned: bool,
-) -> KeyValueState:
-    """Rotated keys and values of the chunk in which the call ends; k, v [B, L, H, *]."""
-    length = k.shape[1]
-    offset, end = position % chunk_size, (position + length) % chunk_size
-    known = kv.length + length
-    if resets is not None:
-        since = torch.arange(length, 0, -1, device=k.device)
-        known = torch.where(resets.any(1), torch.where(resets, since, length).amin(1), known)
-    visible = torch.minimum(end, known)
-    slots = int(end.max())
-    if aligned and length >= slots and resets is None:
-        # Clones, so that a small state does not keep a long call's keys alive.
-        return KeyValueState(
-            k[:, length - slots :].clone(), v[:, length - slots :].clone(), visible
-        )
-    # Slot i of a row holds its token i - end + L of this call, or a slot of the cache where that is
-    # negative.
-    slot = torch.arange(slots, device=k.device)
-    token = slot - end[:, None] + length
-    source = torch.where(token >= 0, kv.k.shape[1] + token, token + offset[:, None])
-    held = (slot < end[:, None]) & (slot >= (end - visible)[:, None])
-    source = torch.where(held, source, 0)
-    sides = []
-    for cached, new in ((kv.k, k), (kv.v, v)):
-        both = torch.cat([cached.to(new.dtype), new], dim=1)
-        row = torch.arange(both.shape[0], device=k.device)[:, None]
-        sides.append(torch.where(held[..., None, None], both[row, source], 0))
-    return KeyValueState(*sides, visible)

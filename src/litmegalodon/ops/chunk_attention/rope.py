@@ -13,7 +13,7 @@ from litmegalodon.ops.dispatch import compute_dtype
 
 
 @lru_cache(maxsize=16)
-def _table(size: int, dim: int, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def table(size: int, dim: int, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(i pos base^(-2j / z)) for pos < size, as complex [size, z / 2]."""
     with torch.inference_mode(False), torch.no_grad():
         frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
@@ -25,8 +25,8 @@ def _table(size: int, dim: int, base: float, dtype: torch.dtype, device: torch.d
 def rope(x: Tensor, positions: Tensor, chunk_size: int, base: float) -> Tensor:
     """Rotate x [B, L, H, z] by its chunk positions [B, L] (or [1, L] for all rows)."""
     dtype = compute_dtype(x)
-    table = _table(chunk_size, x.shape[-1], base, dtype, x.device)
+    turns = table(chunk_size, x.shape[-1], base, dtype, x.device)
     # B x L x 1 x z/2
-    rotation = table[positions][:, :, None]
+    rotation = turns[positions][:, :, None]
     pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)

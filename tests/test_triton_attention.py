@@ -1,0 +1,405 @@
+"""The Triton form of chunk attention, kernels and all, through Triton's interpreter.
+
+Shapes are tiny, and so are the tiles there: 16 or 32 tokens, 16 columns; a call has several.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import test_ops_golden as golden
+from golden_data import assert_equal, assert_precise, describe
+from hard import ATTENTION_WITH_DROPKEY, OPERATORS, draws, hard_resets, with_gradients
+from litmegalodon.ops import KeyValueState, chunk_attention
+
+pytest.importorskip("triton", reason="needs Triton")
+from litmegalodon.ops.chunk_attention import passes, tiles
+from litmegalodon.ops.chunk_attention import triton as form
+from litmegalodon.ops.launch import INTERPRETED, recording
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs where Triton interprets")
+cuda = pytest.mark.cuda
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+ATTENTION = [o for o in OPERATORS if o.name.startswith("attention")]
+operators = pytest.mark.parametrize("operator", ATTENTION, ids=lambda o: o.name)
+documents = pytest.mark.parametrize("with_resets", (False, True), ids=("whole", "resets"))
+
+
+def results(operator, given, resets, impl, **kwargs):
+    return with_gradients(lambda t: operator.call(t, resets, impl), given, **kwargs)
+
+
+def assert_same(got, want, tolerance=1e-10):
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        if value.is_floating_point():
+            assert_equal(got[name], value, tolerance, name)
+        else:
+            assert torch.equal(got[name], value), name
+
+
+@interpreted
+@pytest.mark.parametrize("case", describe("op_chunk_attention")["cases"], ids=lambda c: c["name"])
+def test_it_equals_the_golden_vectors(case):
+    golden.test_chunk_attention(case, "triton")
+
+
+@interpreted
+@operators
+@pytest.mark.parametrize("length", (1, 17, 50))
+@documents
+def test_it_equals_the_reference_in_outputs_states_and_gradients(operator, length, with_resets):
+    given = operator.inputs(3, length, length)
+    resets = hard_resets(3, length) if with_resets else None
+    want, got = (results(operator, given, resets, impl) for impl in ("reference", "triton"))
+    assert_same(got, want)
+
+
+@interpreted
+@pytest.mark.slow
+@operators
+@pytest.mark.parametrize("length", (2, 15, 16, 65, 150))
+@documents
+def test_it_equals_the_reference_at_more_lengths(operator, length, with_resets):
+    given = operator.inputs(2, length, length)
+    resets = hard_resets(2, length) if with_resets else None
+    want, got = (results(operator, given, resets, impl) for impl in ("torch", "triton"))
+    assert_same(got, want)
+
+
+def shaped(batch, length, heads, z, e, seed=1):
+    """q, k, v in float64."""
+    normal = draws(seed)
+    return (
+        normal(batch, length, heads, z),
+        normal(batch, length, heads, z),
+        normal(batch, length, heads, e) + 3,
+    )
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "heads, z, e, chunk, position",
+    (
+        (1, 16, 16, 32, 0),
+        (3, 20, 40, 23, 0),
+        (1, 2, 1, 7, 3),
+        (2, 32, 17, 100, 90),
+        (1, 6, 33, 1, 5),
+    ),
+)
+def test_any_head_sizes_chunk_and_position(heads, z, e, chunk, position):
+    leaves = [u.requires_grad_() for u in shaped(2, 40, heads, z, e)]
+    resets = torch.zeros(2, 40, dtype=torch.bool)
+    resets[1, [9, 10, 22, 23, 39]] = True
+    outputs = []
+    for impl in ("torch", "triton"):
+        out, end = chunk_attention(
+            *leaves,
+            chunk_size=chunk,
+            position=position,
+            resets=resets,
+            dropkey=0.2,
+            seed=5,
+            impl=impl,
+        )
+        loss = sum((u * draws(2)(*u.shape)).sum() for u in (out, end.k, end.v))
+        grads = torch.autograd.grad(loss, leaves)
+        outputs.append(dict(enumerate((out.detach(), *end, *grads))))
+    assert_same(outputs[1], outputs[0])
+
+
+@interpreted
+def test_strided_inputs_and_one_cotangent_of_two():
+    q, k, v = (u.transpose(1, 2).contiguous().transpose(1, 2) for u in shaped(2, 20, 2, 4, 6))
+    assert not q.is_contiguous()
+    for choose in (lambda out, end: out, lambda out, end: end.k):
+        grads = []
+        for impl in ("torch", "triton"):
+            leaves = [u.detach().requires_grad_() for u in (q, k, v)]
+            out, end = chunk_attention(*leaves, chunk_size=16, impl=impl)
+            loss = choose(out, end).square().sum()
+            grads.append(torch.autograd.grad(loss, leaves, materialize_grads=True))
+        for got, want in zip(grads[1], grads[0], strict=True):
+            assert_equal(got, want)
+
+
+@interpreted
+@documents
+@pytest.mark.parametrize("scratch", (1, 20_000, 2**29), ids=("a-chunk-a-time", "some", "all"))
+def test_nothing_is_read_before_it_is_written(scratch, with_resets, monkeypatch):
+    operator = ATTENTION_WITH_DROPKEY[2]
+    given = operator.inputs(3, 45, 3)
+    resets = hard_resets(3, 45) if with_resets else None
+    want = results(operator, given, resets, "reference")
+    monkeypatch.setattr(passes, "SCRATCH", scratch)
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        make = getattr(owner, name)
+
+        def poisoned(*args, make=make, **kwargs):
+            new = make(*args, **kwargs)
+            return new.fill_(torch.nan) if new.is_floating_point() else new
+
+        monkeypatch.setattr(owner, name, poisoned)
+    assert_same(results(operator, given, resets, "triton"), want)
+
+
+DISTURBANCES = {"nan": torch.nan, "1e30": 1e30, "inf": torch.inf}
+
+
+def clean_results(operator, given, resets, clean):
+    """Outputs, and gradients of an objective of the clean tokens alone."""
+    leaves = {k: given[k].detach().requires_grad_() for k in operator.along_time}
+    out = operator.call(given | leaves, resets, "triton")
+    cotangent = draws(6)(*out["y"].shape).to(out["y"]) * clean[..., None, None]
+    grads = torch.autograd.grad(out["y"], list(leaves.values()), cotangent)
+    return out, dict(zip(leaves, grads, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize("kind", DISTURBANCES)
+@pytest.mark.parametrize("operator", ATTENTION[1:], ids=lambda o: o.name)
+# Every other document of a row, then the ones between: each has a disturbed one on both sides.
+@pytest.mark.parametrize("odd", (0, 1))
+def test_documents_and_rows_change_no_bit_of_another(operator, kind, odd):
+    length = 50
+    given = operator.rounded(operator.inputs(3, length, 14), torch.float32)
+    resets = hard_resets(3, length)
+    number = resets.long().cumsum(1)
+    where = number % 2 == odd
+    where[2] = odd == 1
+    bad = dict(given)
+    for name in operator.along_time:
+        bad[name] = torch.where(where[..., None, None], DISTURBANCES[kind], given[name])
+    if odd == 0:
+        # Document 0 of row 0 has no token here: it is the incoming cache.
+        for name in ("state.k", "state.v"):
+            bad[name] = given[name].clone()
+            bad[name][0] = DISTURBANCES[kind]
+    want, want_grad = clean_results(operator, given, resets, ~where)
+    got, got_grad = clean_results(operator, bad, resets, ~where)
+    assert torch.equal(got["y"][~where], want["y"][~where])
+    for name in operator.along_time:
+        assert want_grad[name][~where].isfinite().all()
+        assert torch.equal(got_grad[name][~where], want_grad[name][~where]), f"gradient of {name}"
+    for name, value in want.items():
+        if name.startswith("state."):
+            assert torch.equal(got[name][~where[:, -1]], value[~where[:, -1]]), name
+
+
+@interpreted
+@operators
+@pytest.mark.parametrize("cuts", ([1, 11, 12, 32], [16, 33]), ids=str)
+@documents
+def test_any_split_into_calls_equals_one_call(operator, cuts, with_resets):
+    given = operator.inputs(3, 40, 12)
+    resets = hard_resets(3, 40) if with_resets else None
+    whole = results(operator, given, resets, "triton")
+    split = with_gradients(lambda t: operator.in_calls(t, resets, cuts, "triton"), given)
+    assert_same(split, whole)
+
+
+@interpreted
+@pytest.mark.slow
+def test_one_token_a_call_equals_one_call():
+    operator = ATTENTION_WITH_DROPKEY[2]
+    given, resets = operator.inputs(3, 20, 13), hard_resets(3, 20)
+    whole = results(operator, given, resets, "triton")
+    cuts = list(range(1, 20))
+    split = with_gradients(lambda t: operator.in_calls(t, resets, cuts, "triton"), given)
+    assert_same(split, whole)
+
+
+@interpreted
+@pytest.mark.parametrize("operator", ATTENTION_WITH_DROPKEY[1:], ids=lambda o: o.name)
+@documents
+def test_dropkey_hides_the_pairs_that_the_reference_hides(operator, with_resets):
+    given = operator.inputs(3, 40, 21)
+    resets = hard_resets(3, 40) if with_resets else None
+    want, got = (results(operator, given, resets, impl) for impl in ("reference", "triton"))
+    assert_same(got, want)
+
+
+@interpreted
+@operators
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
+@documents
+def test_outputs_states_and_gradients_pass_the_precision_gate(operator, dtype, with_resets):
+    given = operator.rounded(operator.inputs(3, 50, 5), dtype)
+    exact_given = {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
+    resets = hard_resets(3, 50) if with_resets else None
+    exact = results(operator, exact_given, resets, "reference", cotangents=dtype)
+    plain, got = (
+        results(operator, given, resets, impl, cotangents=dtype) for impl in ("reference", "triton")
+    )
+    for name, value in exact.items():
+        if value.is_floating_point():
+            assert got[name].dtype == plain[name].dtype, name
+            assert_precise(got[name], plain[name], value, name)
+
+
+def recorded(batch, length, heads, z, e, chunk, slots=0, dtype=torch.bfloat16):
+    """Kernels of both passes on tensors without memory."""
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    qk, v = meta(batch, length, heads, z), meta(batch, length, heads, e)
+    caches = meta(batch, slots, heads, z), meta(batch, slots, heads, e)
+    whole = [meta(batch, dtype=torch.int64), meta(batch, dtype=torch.int64)]
+    whole.append(meta(batch, length, dtype=torch.bool))
+    settings = passes.Settings(chunk, 10_000.0, 0, 0, False)
+    with recording() as launches:
+        out, q, k, lse = form.attention_forward(qk, qk, v, *caches, *whole, settings)
+        forward = len(launches)
+        form.attention_backward(v, None, out, q, k, v, *caches, lse, *whole, settings)
+    return launches[:forward], launches[forward:]
+
+
+@pytest.mark.parametrize("target", tiles.TARGETS)
+def test_both_passes_can_be_listed_without_memory_at_7b(target):
+    with tiles.compiling_for(target):
+        forward, backward = recorded(1, 32_768, 4, 256, 2048, 4096)
+    names = [launch.kernel.__name__ for launch in forward]
+    assert names == ["rotate_kernel"] * 2 + ["forward_kernel"]
+    names = [launch.kernel.__name__ for launch in backward]
+    assert names[:5] == [
+        "delta_kernel",
+        "weights_kernel",
+        "query_kernel",
+        "key_kernel",
+        "key_kernel",
+    ]
+    assert names[-2:] == ["rotate_kernel"] * 2
+    grid_m, grid_n = 128, 128
+    for launch in forward + backward:
+        sizes = dict(launch.configs[0].tiles)
+        grid = launch.grid(sizes)
+        assert all(0 < n < 2**31 for n in grid)
+        assert all(n < 2**16 for n in grid[1:])
+        if "GRID_M" in launch.arguments:
+            assert (launch.arguments["GRID_M"], launch.arguments["GRID_N"]) == (grid_m, grid_n)
+            assert grid_m % sizes["M"] == 0 and grid_n % sizes["N"] == 0
+        if launch.kernel.__name__ == "weights_kernel":
+            assert sizes["M"] == grid_m
+            scratch = sum(launch.arguments[k].numel() * 2 for k in ("p_weight", "p_ds"))
+            assert scratch <= passes.SCRATCH
+
+
+def test_a_short_call_takes_little_scratch():
+    _, backward = recorded(8, 300, 1, 256, 2048, 4096)
+    weights = [launch for launch in backward if launch.kernel.__name__ == "weights_kernel"]
+    assert len(weights) == 1
+    # Two chunks may be touched; 427 queries or keys are four tiles.
+    assert weights[0].arguments["p_weight"].numel() == 8 * 2 * 512 * 512
+
+
+@interpreted
+def test_the_registered_operators_pass_torchs_own_checks():
+    normal = draws(3)
+    q, k, v = (u.float().requires_grad_() for u in shaped(2, 9, 1, 4, 6))
+    caches = [normal(2, 3, 1, n).float().requires_grad_() for n in (4, 6)]
+    known, position = torch.tensor([3, 1]), torch.tensor([3, 19])
+    resets = torch.zeros(2, 9, dtype=torch.bool)
+    resets[1, 4] = True
+    arguments = (q, k, v, *caches, known, position, resets, 8, 10_000.0, 7, 2**30, True)
+    torch.library.opcheck(torch.ops.litmegalodon.chunk_attention_forward, arguments)
+
+
+def test_fake_tensors_pass_through():
+    with FakeTensorMode():
+        q, v = torch.empty(2, 20, 3, 4, requires_grad=True), torch.empty(2, 20, 3, 6)
+        out, end = chunk_attention(q, q, v, chunk_size=16, impl="triton")
+        assert out.shape == v.shape
+        assert end.k.shape == (2, 4, 3, 4)
+        (grad,) = torch.autograd.grad(out.sum(), q)
+        assert grad.shape == q.shape
+
+
+@interpreted
+def test_it_compiles_as_one_graph():
+    q, k, v = (u.float().requires_grad_() for u in shaped(1, 20, 1, 4, 6))
+    kv = KeyValueState.fresh(k.detach(), v.detach())
+    position = torch.zeros(1, dtype=torch.int64)
+
+    def run(q, k, v, position):
+        return form.chunk_attention_triton(q, k, v, 8, 10_000.0, position, kv, None, None)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    (out, end), (want, want_end) = (f(q, k, v, position) for f in (compiled, run))
+    assert_equal(out, want)
+    assert_equal(end.k, want_end.k)
+    grads = [torch.autograd.grad(u.square().sum(), (q, k, v)) for u in (out, want)]
+    for got, expected in zip(*grads, strict=True):
+        assert_equal(got, expected)
+    with pytest.raises(RuntimeError, match="begin at a chunk boundary"):
+        compiled(q, k, v, position + 3)
+
+
+def test_features_beyond_its_registers_are_refused():
+    q = torch.zeros(1, 3, 1, 258)
+    with pytest.raises(ValueError, match=r"258 features .* up to 256; use impl='torch'"):
+        chunk_attention(q, q, q, chunk_size=4, impl="triton")
+
+
+def test_a_cpu_tensor_is_refused_without_the_interpreter(monkeypatch):
+    monkeypatch.setattr(form, "INTERPRETED", False)
+    q = torch.zeros(1, 3, 1, 4)
+    with pytest.raises(ValueError, match=r"needs tensors on a GPU.*TRITON_INTERPRET=1"):
+        chunk_attention(q, q, q, chunk_size=4, impl="triton")
+
+
+def test_without_triton_only_this_form_is_refused():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from litmegalodon.ops import chunk_attention
+q = torch.zeros(1, 3, 1, 4)
+chunk_attention(q, q, q, chunk_size=4)
+chunk_attention(q, q, q, chunk_size=4, impl="triton")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stderr.splitlines()[-1] == (
+        "ValueError: chunk_attention: impl='triton' needs Triton, which is not installed here; "
+        "use impl='torch'"
+    )
+
+
+@cuda
+@needs_gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
+@documents
+def test_on_a_gpu_it_passes_the_precision_gate_and_repeats_its_bits(dtype, with_resets):
+    batch, length, heads, z, e = 2, 700, 2, 64, 320
+    names = ("q", "k", "v")
+    given = dict(zip(names, (u.to(dtype) for u in shaped(batch, length, heads, z, e)), strict=True))
+    resets = hard_resets(batch, length) if with_resets else None
+
+    def run(given, impl, device):
+        def call(t):
+            out, end = chunk_attention(
+                *(t[name].to(device) for name in names),
+                chunk_size=256,
+                position=torch.tensor([20, 300], device=device),
+                resets=None if resets is None else resets.to(device),
+                dropkey=0.1,
+                seed=2**40 + 3,
+                impl=impl,
+            )
+            return {"y": out.cpu(), "state.k": end.k.cpu(), "state.v": end.v.cpu()}
+
+        return with_gradients(call, given, cotangents=dtype)
+
+    exact = run({k: v.double() for k, v in given.items()}, "torch", "cpu")
+    plain, got, again = (
+        run(given, *how) for how in (("torch", "cpu"), ("triton", "cuda"), ("triton", "cuda"))
+    )
+    for name, value in exact.items():
+        assert torch.equal(got[name], again[name]), name
+        assert_precise(got[name], plain[name], value, name)
