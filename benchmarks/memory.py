@@ -1,6 +1,6 @@
 """The most memory that training steps take, each in a process of its own.
 
-    python benchmarks/memory.py LENGTH {plain,checkpointing}
+    python benchmarks/memory.py LENGTH {plain,checkpointing} THREADS
 
 prints two numbers of bytes: the process' peak, and by how much it lies above the process with the
 model made.
@@ -10,6 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from litmegalodon.utils.allocator import keep_freed_memory
+from subjects import megalodon, training_step
+
 STEPS = 3
 
 
@@ -17,7 +22,10 @@ def peak_of(length: int, checkpointing: bool) -> tuple[int, int]:
     """Peak of a fresh process that makes a few steps, and its growth over the model alone."""
     mode = "checkpointing" if checkpointing else "plain"
     done = subprocess.run(
-        [sys.executable, __file__, str(length), mode], capture_output=True, text=True, check=True
+        [sys.executable, __file__, str(length), mode, str(torch.get_num_threads())],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     peak, growth = map(int, done.stdout.split())
     return peak, growth
@@ -28,15 +36,10 @@ def _status(name: str) -> int:
     return 1024 * int(text.split(name + ":")[1].split()[0])
 
 
-def main(length: int, mode: str) -> None:
+def main(length: int, mode: str, threads: int) -> None:
     """Measure this very process."""
-    import torch
-
-    from litmegalodon.utils.allocator import keep_freed_memory
-    from subjects import megalodon, training_step
-
     keep_freed_memory()
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     model = megalodon(checkpointing=mode == "checkpointing")
     # The optimizer's state belongs to the model: a step on few tokens makes it.
     training_step(model, 64)()
@@ -49,4 +52,4 @@ def main(length: int, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -26,7 +26,7 @@ CONFIG = MegalodonConfig(
     norm_num_groups=8,
     swiglu=True,
 )
-# A document begins every so many tokens on average where resets are timed.
+# A document begins every so many tokens where resets are timed.
 DOCUMENT = 1000
 Step = Callable[[], object]
 
@@ -80,7 +80,8 @@ def training_step(
     tokens, targets = torch.randint(512, (2, 1, length), generator=generator)
     resets = None
     if documents:
-        resets = torch.rand(1, length, generator=generator) < 1 / DOCUMENT
+        begins = torch.randperm(length, generator=generator)[: max(1, length // DOCUMENT)]
+        resets = torch.zeros(1, length, dtype=torch.bool).index_fill_(1, begins, True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -93,16 +94,16 @@ def training_step(
     return step
 
 
-def megalodon(impl: str = "auto", checkpointing: bool = False) -> Megalodon:
+def megalodon(checkpointing: bool = False) -> Megalodon:
     """The model of the benchmark."""
     torch.manual_seed(0)
-    model = Megalodon(CONFIG, impl).train()
+    model = Megalodon(CONFIG).train()
     for block in model.layers:
         block.activation_checkpointing = checkpointing
     return model
 
 
-def products_of_a_step(length: int, dtype: torch.dtype = torch.float32) -> Step:
+def products_of_a_step(length: int) -> Step:
     """The matrix products that a step can't do without, and nothing else.
 
     Linear layers and output head forward and towards inputs and weights; attention's six products
@@ -114,12 +115,12 @@ def products_of_a_step(length: int, dtype: torch.dtype = torch.float32) -> Step:
     layers = [(dim, value)] * 2 + [(dim, c.z_dim), (dim, dim), (value, dim)]
     layers += [(dim, inner)] * 2 + [(inner, dim)]
     shapes = layers * c.num_layers + [(dim, c.vocab_size)]
-    inputs = {n: torch.randn(length, n, dtype=dtype) for n in {n for s in shapes for n in s}}
-    weights = [torch.randn(out, n, dtype=dtype) for n, out in shapes]
+    inputs = {n: torch.randn(length, n) for n in {n for s in shapes for n in s}}
+    weights = [torch.randn(out, n) for n, out in shapes]
     chunk = min(c.chunk_size, length)
     heads = (length // chunk * c.num_heads, chunk)
-    q, k = torch.randn(2, *heads, c.z_dim // c.num_heads, dtype=dtype)
-    v = torch.randn(*heads, value // c.num_heads, dtype=dtype)
+    q, k = torch.randn(2, *heads, c.z_dim // c.num_heads)
+    v = torch.randn(*heads, value // c.num_heads)
 
     def run() -> None:
         for weight in weights:

@@ -15,7 +15,6 @@ from litmegalodon.models.layers import ComplexEMA, Linear, RMSNorm, TimestepNorm
 from litmegalodon.models.rows import (
     Dropout,
     accumulators,
-    add_product,
     as_gradients,
     cast,
     product_dtype,
@@ -25,6 +24,7 @@ from litmegalodon.models.rows import (
 from litmegalodon.models.state import LayerState
 from litmegalodon.ops import chunk_attention
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
+from litmegalodon.ops.products import add_product
 from litmegalodon.ops.tiles import tiles
 
 
@@ -80,10 +80,9 @@ class MovingAverageGatedAttention(nn.Module):
             self.wv.bias,
             self.wr.weight,
             self.wr.bias,
-            c.num_heads,
-            c.norm_eps,
+            Dropout.draw(hidden, batch * length, dim, x.device).mask,
+            (c.num_heads, c.norm_eps, hidden),
             product_dtype(ema),
-            Dropout(hidden, batch * length, dim, x.device),
         )
         a, kv = chunk_attention(
             *(u.view(batch, length, c.num_heads, -1) for u in (q, k, v)),
@@ -104,8 +103,9 @@ class MovingAverageGatedAttention(nn.Module):
             self.wh1.weight,
             self.wh1.bias,
             self.wh2.weight,
-            Dropout(hidden, batch * length, c.value_dim, x.device),
-            Dropout(outer, batch * length, dim, x.device),
+            Dropout.draw(hidden, batch * length, c.value_dim, x.device).mask,
+            Dropout.draw(outer, batch * length, dim, x.device).mask,
+            (hidden, outer),
         )
         return y.view_as(x), LayerState(norm_state, h, kv)
 
@@ -119,8 +119,9 @@ class _Projections(torch.autograd.Function):
 
     @staticmethod
     @forward_pass
-    def forward(ctx, ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, heads, eps, dtype, drop):
-        wide = compute_dtype(ema)
+    def forward(ctx, ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, keep, settings, dtype):
+        wide, (heads, eps, hidden) = compute_dtype(ema), settings
+        drop = Dropout(hidden, keep)
         matrices = cast(dtype, wz, bz, wv, bv, wr, br)
         to_z, z_bias, to_v, v_bias, to_r, r_bias = matrices
         rows, (e, z) = len(ema), (len(wv), len(wz))
@@ -137,18 +138,18 @@ class _Projections(torch.autograd.Function):
             torch.addmm(v_bias, t[tile].to(dtype), to_v.t(), out=pre[tile])
             v[tile] = silu(pre[tile])
             torch.addmm(r_bias, m[tile], to_r.t(), out=r[tile])
-        ctx.save_for_backward(
-            ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, m.detach(), zs, pre
-        )
-        ctx.heads, ctx.eps, ctx.drop, ctx.dtype = heads, eps, drop, dtype
+        parameters = (weight, wz, bz, gamma, beta, wv, bv, wr, br)
+        ctx.save_for_backward(ema, t, *parameters, m, zs, pre, keep)
+        ctx.settings, ctx.dtype = settings, dtype
         return m, q, k, v, r
 
     @staticmethod
     @backward_pass
     def backward(ctx, d_m, d_q, d_k, d_v, d_r):
-        ema, t, *parameters, m, zs, pre = ctx.saved_tensors
+        ema, t, *parameters, m, zs, pre, keep = ctx.saved_tensors
         weight, wz, _, gamma, beta, wv, _, wr, _ = parameters
-        dtype, wide, heads, eps = ctx.dtype, compute_dtype(ema), ctx.heads, ctx.eps
+        dtype, wide, (heads, eps, hidden) = ctx.dtype, compute_dtype(ema), ctx.settings
+        drop = Dropout(hidden, keep)
         to_z, to_v, to_r = cast(dtype, wz, wv, wr)
         totals = accumulators(*parameters)
         d_weight, d_wz, d_bz, d_gamma, d_beta, d_wv, d_bv, d_wr, d_br = totals
@@ -173,13 +174,13 @@ class _Projections(torch.autograd.Function):
             for d_out, d_matrix, d_bias in ((d_z, d_wz, d_bz), (d_r[tile], d_wr, d_br)):
                 add_product(d_matrix, d_out.t(), m[tile])
                 d_bias += d_out.sum(0)
-            d_m_tile = ctx.drop(d_m_tile.to(wide).add_(d_m[tile]), tile)
+            d_m_tile = drop(d_m_tile.to(wide).add_(d_m[tile]), tile)
             normed, factor = rms(ema[tile].to(wide), eps)
             if weight is not None:
                 d_weight += (d_m_tile * normed).sum(0)
                 d_m_tile = d_m_tile * (weight + 1)
             d_ema[tile] = rms_backward(d_m_tile, normed, factor)
-        return d_ema, d_t, *as_gradients(totals, parameters), None, None, None, None
+        return d_ema, d_t, *as_gradients(totals, parameters), None, None, None
 
 
 def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:
@@ -188,8 +189,9 @@ def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:
 
 def _affine(gamma: Tensor, beta: Tensor, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Scale and shift of queries and keys, both [2, H, z]; 1 / sqrt(z) is a part of the scale."""
-    scale, shift = (u.to(dtype).unflatten(-1, (heads, -1)) for u in (gamma + 1, beta))
-    return scale / math.sqrt(scale.shape[-1]), shift
+    scale, shift = (u.to(dtype).unflatten(-1, (heads, -1)) for u in (gamma, beta))
+    # Added in the wider dtype: in bfloat16 a small gamma is lost beside 1.
+    return (scale + 1) / math.sqrt(scale.shape[-1]), shift
 
 
 class _GatedOutput(torch.autograd.Function):
@@ -197,22 +199,23 @@ class _GatedOutput(torch.autograd.Function):
 
     @staticmethod
     @forward_pass
-    def forward(ctx, x, m, a, r, wh1, bh1, wh2, drop_inner, drop_outer):
+    def forward(ctx, x, m, a, r, wh1, bh1, wh2, keep_inner, keep_outer, probabilities):
+        drop_inner, drop_outer = map(Dropout, probabilities, (keep_inner, keep_outer))
         h1, b1, h2 = cast(m.dtype, wh1, bh1, wh2)
         y = torch.empty_like(x)
         for tile in tiles(x):
             gated = drop_inner(silu(r[tile]).mul_(a[tile]), tile)
             out = torch.addmm(b1, m[tile], h1.t()).addmm_(gated, h2.t())
             torch.add(x[tile], drop_outer(out, tile), out=y[tile])
-        ctx.save_for_backward(m, a, r, wh1, bh1, wh2)
-        ctx.drops = drop_inner, drop_outer
+        ctx.save_for_backward(m, a, r, wh1, bh1, wh2, keep_inner, keep_outer)
+        ctx.probabilities = probabilities
         return y
 
     @staticmethod
     @backward_pass
     def backward(ctx, grad):
-        m, a, r, *parameters = ctx.saved_tensors
-        drop_inner, drop_outer = ctx.drops
+        m, a, r, *parameters, keep_inner, keep_outer = ctx.saved_tensors
+        drop_inner, drop_outer = map(Dropout, ctx.probabilities, (keep_inner, keep_outer))
         h1, _, h2 = cast(m.dtype, *parameters)
         totals = accumulators(*parameters)
         d_wh1, d_bh1, d_wh2 = totals
@@ -228,4 +231,4 @@ class _GatedOutput(torch.autograd.Function):
             d_gated = drop_inner(d_out @ h2, tile)
             torch.mul(d_gated, gate, out=d_a[tile])
             d_r[tile] = torch.ops.aten.silu_backward(d_gated.mul_(a[tile]), r[tile])
-        return grad, d_m, d_a, d_r, *as_gradients(totals, parameters), None, None
+        return grad, d_m, d_a, d_r, *as_gradients(totals, parameters), None, None, None

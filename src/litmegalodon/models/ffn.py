@@ -12,12 +12,12 @@ from litmegalodon.models.layers import LayerNorm, Linear
 from litmegalodon.models.rows import (
     Dropout,
     accumulators,
-    add_product,
     as_gradients,
     cast,
     product_dtype,
 )
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
+from litmegalodon.ops.products import add_product
 from litmegalodon.ops.tiles import tiles
 
 
@@ -39,23 +39,24 @@ class NormalizedFeedForward(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Attention's output y and the block's input x, both [B, L, D] -> the block's output."""
-        c, flat = self.config, y.flatten(0, 1)
+        c, rows = self.config, y.shape[0] * y.shape[1]
         inner, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
-        out = _FeedForward.apply(
-            flat,
-            x.flatten(0, 1),
+        drop_inner = Dropout.draw(inner, rows, c.ffn_hidden_dim, y.device)
+        drop_outer = Dropout.draw(outer, rows, c.model_dim, y.device)
+        return _FeedForward.apply(
+            y,
+            x,
             self.norm.weight,
             self.norm.bias,
             self.fc1.weight,
             self.fc3.weight if self.fc3 is not None else None,
             self.fc2.weight,
             self.alpha,
-            c.norm_eps,
-            product_dtype(flat),
-            Dropout(inner, len(flat), c.ffn_hidden_dim, flat.device),
-            Dropout(outer, len(flat), c.model_dim, flat.device),
+            drop_inner.mask,
+            drop_outer.mask,
+            (c.norm_eps, inner, outer),
+            product_dtype(y),
         )
-        return out.view_as(x)
 
 
 def _norm(y: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
@@ -69,12 +70,15 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     @forward_pass
-    def forward(ctx, y, x, weight, bias, w1, w3, w2, alpha, eps, dtype, drop_inner, drop_outer):
-        wide = compute_dtype(y)
+    def forward(ctx, y, x, weight, bias, w1, w3, w2, alpha, keep, keep_outer, settings, dtype):
+        wide, shape, (eps, *probabilities) = compute_dtype(y), x.shape, settings
+        drop_inner, drop_outer = map(Dropout, probabilities, (keep, keep_outer))
+        # Flattened in here: what a block returns must not be a view.
+        y, x = y.flatten(0, 1), x.flatten(0, 1)
         first, gate, last = cast(dtype, w1, w3, w2)
         a = y.new_empty(len(y), len(w1), dtype=dtype)  # R x F
         b = None if w3 is None else torch.empty_like(a)
-        out = torch.empty_like(x)
+        out = x.new_empty(x.shape)
         for tile in tiles(y):
             f = _norm(y[tile].to(wide), weight, bias, eps)[0].to(dtype)
             u = silu(torch.mm(f, first.t(), out=a[tile]))
@@ -82,15 +86,17 @@ class _FeedForward(torch.autograd.Function):
                 u.mul_(torch.mm(f, gate.t(), out=b[tile]))
             p = drop_outer(drop_inner(u, tile) @ last.t(), tile)
             torch.add(x[tile], p if alpha is None else p * alpha, out=out[tile])
-        ctx.save_for_backward(y, weight, bias, w1, w3, w2, alpha, a, b)
-        ctx.eps, ctx.dtype, ctx.drops = eps, dtype, (drop_inner, drop_outer)
-        return out
+        ctx.save_for_backward(y, weight, bias, w1, w3, w2, alpha, a, b, keep, keep_outer)
+        ctx.settings, ctx.dtype = settings, dtype
+        return out.view(shape)
 
     @staticmethod
     @backward_pass
     def backward(ctx, grad):
-        y, weight, bias, w1, w3, w2, alpha, a, b = ctx.saved_tensors
-        dtype, wide, (drop_inner, drop_outer) = ctx.dtype, compute_dtype(y), ctx.drops
+        y, weight, bias, w1, w3, w2, alpha, a, b, keep, keep_outer = ctx.saved_tensors
+        dtype, wide, (eps, *probabilities) = ctx.dtype, compute_dtype(y), ctx.settings
+        drop_inner, drop_outer = map(Dropout, probabilities, (keep, keep_outer))
+        d_x, grad = grad, grad.flatten(0, 1)
         first, gate, last = cast(dtype, w1, w3, w2)
         parameters = (weight, bias, w1, w3, w2, alpha)
         totals = accumulators(*parameters)
@@ -106,7 +112,7 @@ class _FeedForward(torch.autograd.Function):
             d_p = drop_outer(d_p, tile).to(dtype)
             add_product(d_w2, d_p.t(), u)
             d_u = drop_inner(d_p @ last, tile)
-            f, mean, rstd = _norm(y[tile].to(wide), weight, bias, ctx.eps)
+            f, mean, rstd = _norm(y[tile].to(wide), weight, bias, eps)
             f = f.to(dtype)
             if b is not None:
                 d_b = d_u * s
@@ -131,4 +137,4 @@ class _FeedForward(torch.autograd.Function):
             if weight is not None:
                 d_weight += parts[1]
                 d_bias += parts[2]
-        return d_y, grad, *as_gradients(totals, parameters), None, None, None, None
+        return d_y.view(d_x.shape), d_x, *as_gradients(totals, parameters), *[None] * 4

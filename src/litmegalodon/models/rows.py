@@ -26,14 +26,6 @@ def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.to(dtype) for t in tensors]
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in total's precision where the product itself has a lower one."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total.add_(a @ b)
-
-
 def accumulators(*tensors: Tensor | None) -> list[Tensor | None]:
     """Accumulators for gradients, float32 or better."""
     return [
@@ -65,14 +57,23 @@ def rms_backward(grad: Tensor, normed: Tensor, factor: Tensor) -> Tensor:
 
 
 class Dropout:
-    """Dropout of [rows, width] features with a mask drawn once, for tiles and the backward pass."""
+    """Dropout of [rows, width] features with a mask drawn once, for tiles and the backward pass.
 
-    def __init__(self, probability: float, rows: int, width: int, device: torch.device):
-        self.scale = 1.0 / (1.0 - probability)
-        self.keep = torch.rand(rows, width, device=device) >= probability if probability else None
+    A function that uses it keeps `mask` among its saved tensors, so that activation checkpointing
+    lets go of it too.
+    """
+
+    def __init__(self, probability: float, mask: Tensor | None):
+        self.probability, self.mask = probability, mask
+
+    @classmethod
+    def draw(cls, probability: float, rows: int, width: int, device: torch.device) -> "Dropout":
+        """A new mask, from torch's default generator; none without dropout."""
+        kept = torch.rand(rows, width, device=device) >= probability if probability else None
+        return cls(probability, kept)
 
     def __call__(self, x: Tensor, tile: slice) -> Tensor:
         """Rows `tile` of the input or of the output's gradient: it is its own derivative."""
-        if self.keep is None:
+        if self.mask is None:
             return x
-        return torch.where(self.keep[tile], x, 0).mul_(self.scale)
+        return torch.where(self.mask[tile], x, 0).mul_(1.0 / (1.0 - self.probability))

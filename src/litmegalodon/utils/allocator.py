@@ -5,6 +5,8 @@ import sys
 
 # Parameters of mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+# Every block from the heap, and the heap's free end never given back (-1: a limit without limit).
+SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 64 * 2**20}
 
 
 def keep_freed_memory() -> bool:
@@ -19,6 +21,4 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Every block from the heap, and the heap's free end kept.
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    return all([mallopt(name, value) == 1 for name, value in SETTINGS.items()])

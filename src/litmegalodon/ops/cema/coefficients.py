@@ -43,7 +43,8 @@ def coefficients(alpha: Tensor, delta: Tensor, theta: Tensor, gamma: Tensor) -> 
     """
     order = alpha.shape[1]
     p = alpha.double().squeeze(-1).sigmoid()
-    log_decay = torch.log1p(-p * delta.double().squeeze(-1).sigmoid())
+    # Where |q| rounds to 0 its logarithm would be infinite; exp(-700) is 1e-304.
+    log_decay = torch.log1p(-p * delta.double().squeeze(-1).sigmoid()).clamp(min=-700.0)
     n = torch.arange(1, order + 1, dtype=torch.float64, device=alpha.device)
     angle = n * theta.double().squeeze(-1).sigmoid() * (2 * math.pi / order)
     g_re, g_im = (gamma.double() / math.sqrt(order)).unbind(-1)

@@ -9,11 +9,11 @@ so the bulk of the work is a batched product, and the recurrence runs over L / T
 float64 (`scan.py`). The backward pass is the same products transposed and the recurrence in
 reverse.
 
-A block in which documents begin is taken apart (`pieces.py`); its pieces are treated like blocks,
-and one that begins a document is entered by no state.
+A block in which documents begin is taken apart (`pieces.py`): M is applied to each piece, E to the
+last one of a block, O serves the first one.
 
-Shapes: B batch, L length, D channels, N order, T block, J blocks or pieces a row; complex numbers
-are pairs (re, im).
+Shapes: B batch, L length, D channels, N order, T block, J blocks a row, P blocks or pieces of all
+rows; complex numbers are pairs (re, im).
 """
 
 import torch
@@ -57,7 +57,7 @@ def cema_pytorch(
 
 
 def _apart(x: Tensor, dtype: torch.dtype, block: int, pieces: Pieces | None) -> Tensor:
-    """[B, L, D] -> blocks or pieces [D, BJ, T], laid out anew: other layouts multiply slowly."""
+    """[B, L, D] -> blocks or pieces [D, P, T], laid out anew: other layouts multiply slowly."""
     blocks = x.to(dtype).reshape(-1, x.shape[2]).t().contiguous().view(x.shape[2], -1, block)
     return blocks if pieces is None else pieces.apart(blocks)
 
@@ -66,6 +66,11 @@ def _together(y: Tensor, like: Tensor, pieces: Pieces | None) -> Tensor:
     """The inverse of `_apart`, with the shape and dtype of `like`."""
     blocks = y if pieces is None else pieces.together(y)
     return blocks.flatten(1).t().to(like.dtype).contiguous().view(like.shape)
+
+
+def _last(pieces_of_x: Tensor, pieces: Pieces | None) -> Tensor:
+    """The last piece of each block, [D, BJ, T]."""
+    return pieces_of_x if pieces is None else pieces_of_x.index_select(1, pieces.last)
 
 
 class _Cema(torch.autograd.Function):
@@ -79,10 +84,12 @@ class _Cema(torch.autograd.Function):
         pieces = None if resets is None else Pieces(resets, block)
         blocks = _apart(x, dtype, block, pieces)
         batch, (dim, order) = x.shape[0], p.shape
-        e = torch.bmm(blocks, m.ends).view(dim, batch, -1, order, 2)
-        entering, last = scan(e, m.transition, state.to(dtype).transpose(0, 1), pieces)
+        e = torch.bmm(_last(blocks, pieces), m.ends).view(dim, batch, -1, order, 2)
+        continues = None if pieces is None else pieces.continues
+        entering, last = scan(e, m.transition, state.to(dtype).transpose(0, 1), continues)
+        flat = entering.view(dim, -1, 2 * order)
         y = torch.bmm(blocks, m.taps)
-        y.baddbmm_(entering.view(dim, -1, 2 * order), m.outs)
+        y[:, : flat.shape[1]].baddbmm_(flat, m.outs)
         ctx.save_for_backward(x, *c, omega, entering, *m)
         ctx.pieces, ctx.block, ctx.state_dtype = pieces, block, state.dtype
         return _together(y, x, pieces), last.transpose(0, 1).contiguous()
@@ -91,24 +98,32 @@ class _Cema(torch.autograd.Function):
     @backward_pass
     def backward(ctx, d_y, d_last):
         x, *c, omega, entering, taps, ends, outs, transition, powers = ctx.saved_tensors
-        c, m = Coefficients(*c), Matrices(taps, ends, outs, transition, powers)
+        c, m, pieces = Coefficients(*c), Matrices(taps, ends, outs, transition, powers), ctx.pieces
         dim, order = c.p.shape
-        d_y = _apart(d_y, entering.dtype, ctx.block, ctx.pieces)
-        blocks = _apart(x, entering.dtype, ctx.block, ctx.pieces)
+        d_y = _apart(d_y, entering.dtype, ctx.block, pieces)
+        blocks = _apart(x, entering.dtype, ctx.block, pieces)
         flat = entering.view(dim, -1, 2 * order)
-        d_entering = torch.bmm(d_y, outs.mT).view_as(entering)
+        d_y_first = d_y[:, : flat.shape[1]]
         d_e, d_transition, d_state = scan_backward(
-            d_entering, d_last.transpose(0, 1), entering, transition, ctx.pieces
+            torch.bmm(d_y_first, outs.mT).view_as(entering),
+            d_last.transpose(0, 1),
+            entering,
+            transition,
+            None if pieces is None else pieces.continues,
         )
         d_e = d_e.view_as(flat)
-        d_x = torch.bmm(d_y, taps.mT).baddbmm_(d_e, ends.mT)
+        d_x = torch.bmm(d_y, taps.mT)
+        if pieces is None:
+            d_x.baddbmm_(d_e, ends.mT)
+        else:
+            d_x.index_add_(1, pieces.last, torch.bmm(d_e, ends.mT))
         *d_c, d_omega = matrices_backward(
             c,
             m,
             diagonal_sums(blocks, d_y),
-            torch.bmm(blocks.mT, d_e),
-            torch.bmm(flat.mT, d_y),
+            torch.bmm(_last(blocks, pieces).mT, d_e),
+            torch.bmm(flat.mT, d_y_first),
             d_transition,
         )
         d_state = d_state.transpose(0, 1).to(ctx.state_dtype)
-        return _together(d_x, x, ctx.pieces), *d_c, d_omega.to(omega.dtype), d_state, None
+        return _together(d_x, x, pieces), *d_c, d_omega.to(omega.dtype), d_state, None

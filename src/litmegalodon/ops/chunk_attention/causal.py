@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype
+from litmegalodon.ops.products import add_product
 
 ROWS = 128
 
@@ -46,14 +47,6 @@ def _heads_first(x: Tensor) -> Tensor:
 def _heads_last(x: Tensor, heads: int) -> Tensor:
     """[nH, S, *] -> [n, S, H, *]."""
     return x.unflatten(0, (-1, heads)).transpose(1, 2)
-
-
-def _add_bmm(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in total's precision where the product has a lower one."""
-    if total.dtype == a.dtype:
-        total.baddbmm_(a, b)
-    else:
-        total += torch.bmm(a, b)
 
 
 class _Causal(torch.autograd.Function):
@@ -103,11 +96,11 @@ class _Causal(torch.autograd.Function):
             end = min(first + ROWS, queries)
             end_key = keys - queries + end
             d_out = grad_out[:, first:end]
-            _add_bmm(grad_v[:, :end_key], weight.mT, d_out)
+            add_product(grad_v[:, :end_key], weight.mT, d_out)
             d_weight = torch.bmm(d_out, v[:, :end_key].mT).to(q.dtype)
             along = (d_weight * weight).sum(-1, keepdim=True)
             d_score = d_weight.sub_(along).mul_(weight)
             torch.bmm(d_score, k[:, :end_key], out=grad_q[:, first:end])
-            grad_k[:, :end_key].baddbmm_(d_score.mT, q[:, first:end])
+            add_product(grad_k[:, :end_key], d_score.mT, q[:, first:end])
         grads = (_heads_last(g, ctx.heads) for g in (grad_q, grad_k, grad_v.to(v.dtype)))
         return *grads, None, None

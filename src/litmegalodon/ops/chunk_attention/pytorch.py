@@ -12,7 +12,7 @@ from torch import Tensor
 
 from litmegalodon.ops.chunk_attention.causal import causal_attention
 from litmegalodon.ops.chunk_attention.dropkey import dropped
-from litmegalodon.ops.chunk_attention.rope import rope
+from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
 from litmegalodon.ops.segments import Segments
 
@@ -38,7 +38,9 @@ def chunk_attention_pytorch(
         resets = None
     positions = position[:, None] + torch.arange(length, device=q.device)  # B x L
     places = (positions[:1] if aligned else positions) % chunk_size
-    q, k = (rope(u, places, chunk_size, rope_base) for u in (q, k))
+    # One copy for queries and keys: the backward pass keeps it.
+    factors = rotation(places, q.shape[-1], chunk_size, rope_base, q)
+    q, k = rotate(q, factors), rotate(k, factors)
     if aligned and resets is None:
         out = _on_grid(q, k, v, chunk_size, positions, kv, drop)
     else:

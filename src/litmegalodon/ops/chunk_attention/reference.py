@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from litmegalodon.ops.chunk_attention.dropkey import dropped
-from litmegalodon.ops.chunk_attention.rope import rope
+from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 from litmegalodon.ops.chunk_attention.state import KeyValueState
 from litmegalodon.ops.dispatch import compute_dtype
 
@@ -24,7 +24,8 @@ def chunk_attention_reference(
     dtype = compute_dtype(v)
     length = q.shape[1]
     positions = position[:, None] + torch.arange(length, device=q.device)
-    q, k = (rope(u, positions % chunk_size, chunk_size, rope_base) for u in (q, k))
+    factors = rotation(positions % chunk_size, q.shape[-1], chunk_size, rope_base, q)
+    q, k = rotate(q, factors), rotate(k, factors)
     outputs, ends = [], []
     for b, start in enumerate(position.tolist()):
         offset, visible = start % chunk_size, int(kv.length[b])

@@ -22,11 +22,12 @@ def table(size: int, dim: int, base: float, dtype: torch.dtype, device: torch.de
         return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
 
 
-def rope(x: Tensor, positions: Tensor, chunk_size: int, base: float) -> Tensor:
-    """Rotate x [B, L, H, z] by its chunk positions [B, L] (or [1, L] for all rows)."""
-    dtype = compute_dtype(x)
-    turns = table(chunk_size, x.shape[-1], base, dtype, x.device)
-    # B x L x 1 x z/2
-    rotation = turns[positions][:, :, None]
-    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+def rotation(positions: Tensor, dim: int, chunk_size: int, base: float, like: Tensor) -> Tensor:
+    """Factors of `rotate` for chunk positions [B, L] (or [1, L]): complex [B, L, 1, dim / 2]."""
+    return table(chunk_size, dim, base, compute_dtype(like), like.device)[positions][:, :, None]
+
+
+def rotate(x: Tensor, factors: Tensor) -> Tensor:
+    """Rotate x [B, L, H, z] by `rotation`'s factors."""
+    pairs = torch.view_as_complex(x.to(compute_dtype(x)).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * factors).flatten(-2).to(x.dtype)

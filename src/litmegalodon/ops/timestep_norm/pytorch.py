@@ -87,7 +87,10 @@ class _TimestepNorm(torch.autograd.Function):
 
         rstd = (variances + eps).rsqrt()
         y = torch.empty_like(flat)
-        scale, shift = (u.to(dtype).view(num_groups, -1) for u in (weight + 1, bias))
+        scale, shift = (
+            weight.to(dtype).view(num_groups, -1) + 1,
+            bias.to(dtype).view(num_groups, -1),
+        )
         for tile in tiles(flat):
             normed = _normed(flat, means, rstd, tile, dtype)
             y[tile] = torch.addcmul(shift, normed, scale)
@@ -125,7 +128,7 @@ class _TimestepNorm(torch.autograd.Function):
         flat = x.reshape(batch * length, groups, -1)  # BL x G x d
         size = flat.shape[2]
         dy = grad_y.reshape(flat.shape)
-        scale = (weight + 1).to(dtype).view(groups, -1)
+        scale = weight.to(dtype).view(groups, -1) + 1
         d_weight, d_bias = torch.zeros_like(scale), torch.zeros_like(scale)
         # Sums over each group of dy w and of dy w (x - mean) rstd.
         along, across = (
