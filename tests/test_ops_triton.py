@@ -132,7 +132,9 @@ def custom_operators():
     }
 
 
-@pytest.mark.parametrize("name", ("cema", "cema-fresh", "timestep_norm"))
+@pytest.mark.parametrize(
+    "name", (pytest.param("cema", marks=pytest.mark.slow), "cema-fresh", "timestep_norm")
+)
 def test_the_operators_are_registered_as_torch_wants_them(name):
     # Schema, fake tensors, autograd registration and tracing.
     op, args = custom_operators()[name]
