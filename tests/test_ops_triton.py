@@ -153,6 +153,22 @@ def test_torch_compile_takes_the_whole_operator_without_a_break(operator):
 
 
 @operators
+def test_one_graph_of_torch_compile_serves_several_lengths(operator):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(operator.call, backend=count, fullgraph=True, dynamic=True)
+    for length in (41, 44, 50):
+        given = operator.inputs(2, length, length)
+        want, got = (call(given, None, "triton")["y"] for call in (operator.call, compiled))
+        assert_equal(got, want, 1e-12)
+    assert len(graphs) == 1
+
+
+@operators
 def test_torch_compile_leaves_the_torch_form_as_it_is(operator):
     given = operator.inputs(2, 20, 8)
     resets = hard_resets(2, 20)

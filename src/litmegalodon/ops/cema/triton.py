@@ -25,11 +25,11 @@ from torch import Tensor
 
 from litmegalodon.ops.cema.coefficients import Coefficients, coefficients
 from litmegalodon.ops.cema.kernels import (
-    coefficient_gradients_kernel,
     emit_kernel,
     end_states_kernel,
     scan_kernel,
 )
+from litmegalodon.ops.cema.kernels_backward import coefficient_gradients_kernel
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import Config, launch
 
@@ -125,18 +125,20 @@ class _Tables:
     """
 
     def __init__(self, c: Coefficients, omega: Tensor, segments: _Segments):
-        exponents = torch.tensor([1, 2, 4, segments.size, segments.last], dtype=torch.float64)
-        log_q = torch.complex(c.log_decay, c.angle).t()
-        q = (log_q * exponents.to(log_q.device)[:, None, None]).exp()  # 5 x N x D
+        log_q = torch.complex(c.log_decay, c.angle).t()  # N x D
+        q = log_q.exp()
+        squared = q * q
+        over_segment, over_last = ((log_q * n).exp() for n in (segments.size, segments.last))
         p = c.p.t().to(q.dtype)
-        self.q, self.g = q[0], torch.complex(c.g_re, c.g_im).t()
+        self.q, self.g = q, torch.complex(c.g_re, c.g_im).t()
         weights = p * self.g
-        later = self.q * weights
-        self.powers = self._planes([*q[:3], later, weights], segments).to(segments.dtype)
+        later = q * weights
+        powers = [q, squared, squared * squared, later, weights]
+        self.powers = self._planes(powers, segments).to(segments.dtype)
         taps = torch.stack([weights.real.sum(0) + omega.double()[:, 0], later.real.sum(0)])
         self.taps = taps.to(segments.dtype)
-        self.carry = self._planes([*q[3:], p, 1 / p], segments)
-        self.carry_reverse = self._planes([*q[3:], self.q * self.g, p], segments)
+        self.carry = self._planes([over_segment, over_last, p, 1 / p], segments)
+        self.carry_reverse = self._planes([over_segment, over_last, q * self.g, p], segments)
 
     @staticmethod
     def _planes(values: list[Tensor], segments: _Segments) -> Tensor:
