@@ -12,8 +12,8 @@ G = p g and of q; p's follows from G's, since y is a function of G, q, h_0 / p a
 
     d_p = Re(g d_G) + (Re(conj(dh_L) h_L) - Re(conj(dh_0) h_0)) / p
 
-x is read twice forward; x once and y's gradient three times backward. Only the states
-entering the segments are saved.
+Forward reads x twice; backward reads x once and the gradient of y three times. Only the states that
+enter the segments are saved.
 
 Shapes: B batch, L length, D channels, N order (BLOCK_N: the next power of two), S tokens a segment,
 J segments.
@@ -125,10 +125,11 @@ class _Tables:
     """
 
     def __init__(self, c: Coefficients, omega: Tensor, segments: _Segments):
-        log_q = torch.complex(c.log_decay, c.angle).t()  # N x D
-        q = log_q.exp()
+        def power(n):
+            return torch.polar((n * c.log_decay).exp(), n * c.angle).t()  # N x D
+
+        q, over_segment, over_last = (power(n) for n in (1, segments.size, segments.last))
         squared = q * q
-        over_segment, over_last = ((log_q * n).exp() for n in (segments.size, segments.last))
         p = c.p.t().to(q.dtype)
         self.q, self.g = q, torch.complex(c.g_re, c.g_im).t()
         weights = p * self.g
