@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-slow test-all lint format clean
+.PHONY: help setup train eval bench kernels test test-slow test-all lint format clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -37,6 +37,12 @@ train: $(STAMP) ## Train: the experiment `tiny`, or EXP=name; ARGS="trainer.max_
 eval: $(STAMP) ## Validate a checkpoint: the newest one, or CKPT=path
 	$(BIN)/python src/eval.py ckpt_path=$(or $(CKPT),last) $(ARGS)
 
+bench: $(STAMP) ## Time a training step and the operators on the CPU; ARGS="--only memory"
+	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+kernels: $(STAMP) ## Compile the GPU kernels without a GPU: registers, bytes, rooflines
+	$(BIN)/python benchmarks/kernels.py $(ARGS)
+
 test: $(STAMP) ## Run the quick tests
 	$(BIN)/python -m pytest -m "not slow" -rs $(ARGS)
 
@@ -54,5 +60,5 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff format .
 
 clean: ## Remove caches and build leftovers (not .venv, not logs)
-	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info benchmarks/.cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What all tests share: the project's folder for Hydra, and no skip unnoticed in CI."""
+"""What all tests share: the project's folder for Hydra, Triton's interpreter, no skip unnoticed."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Triton reads it at its import: without a GPU its kernels run in its interpreter.
+# Without a GPU the kernels run in Triton's interpreter, which it decides at its import.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

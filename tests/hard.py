@@ -15,12 +15,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from interpreter import quicken
 from litmegalodon.models import Megalodon, MegalodonConfig, MegalodonState
 from litmegalodon.ops import KeyValueState, NormState, cema, chunk_attention, timestep_norm
+from litmegalodon.ops.dispatch import triton_refusal
 
 # These tensors are so small that on a busy machine a second thread makes the first wait, up to a
 # hundred times as long as it works.
 torch.set_num_threads(1)
+
+TRITON_RUNS = triton_refusal(torch.zeros(1)) is None
+if TRITON_RUNS:
+    quicken()
 
 BLOCK = 64
 Tensors = dict[str, Tensor]
@@ -148,6 +154,14 @@ class Operator:
     call: Callable[[Tensors, Tensor | None, str], Tensors]
     along_time: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def has_triton(self) -> bool:
+        """Whether the operator has a Triton form and something to run it on is here."""
+        return TRITON_RUNS and self.name in ("cema", "timestep_norm")
+
     def without_state(self, given: Tensors) -> Tensors:
         """The inputs but for the state's numbers; where a row stands is kept."""
         return {k: v for k, v in given.items() if k == "state.position" or "state." not in k}
@@ -265,6 +279,8 @@ OPERATORS = [
     _attention("attention-staggered", 16, [5, 27, 48]),
     _attention("attention-long-chunk", 150, [170]),
 ]
+# Every fast form of every operator.
+FORMS = [(o, "torch") for o in OPERATORS] + [(o, "triton") for o in OPERATORS if o.has_triton]
 ATTENTION_WITH_DROPKEY = [
     _attention("aligned", 16, [21], dropkey=0.3),
     _attention("aligned-other-chunks", 16, [21, 5, 53], dropkey=0.3),

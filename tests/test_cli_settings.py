@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from config_helpers import composed
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.command_line import quote_path, read_env
+from litmegalodon.utils.printing import opening
 from litmegalodon.utils.saved_settings import adopt_settings
 from litmegalodon.utils.settings import check_settings
 from runs import ROOT, command
@@ -120,7 +121,7 @@ def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
         ("trainer.devices=0", "trainer.devices=0: must be a whole number, at least 1, a list .*"),
         ("trainer.devices=[]", r"trainer.devices=\[\]: must be a whole number, .*"),
         ("trainer.devices=3", "data.batch_size=2: counts rows over all 3 processes .*batch_size=3"),
-        ("model.impl=triton", "model.impl=triton: must be auto, reference or torch"),
+        ("model.impl=cuda", "model.impl=cuda: must be auto, reference, torch or triton"),
         ("seed=5000000000", "seed=5000000000: must be below 4294967296"),
         ("checkpoint_every=0", "checkpoint_every=0: must be a whole number, at least 1"),
         ("train=false", "train=false: with test=false there is nothing to do.*"),
@@ -219,6 +220,26 @@ def test_an_evaluation_takes_the_runs_settings_and_the_command_line_goes_first(
     assert cfg.trainer.precision == "bf16-mixed"
     assert cfg.trainer.limit_val_batches == saved.trainer.limit_val_batches
     check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_said"),
+    [
+        (["trainer.max_steps=21"], True),
+        (["trainer.max_steps=20"], False),
+        (["trainer.max_steps=21", "model.scheduler.kind=constant"], False),
+    ],
+)
+def test_steps_after_the_schedules_end_are_said(
+    settings: list[str], is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = composed("experiment=debug", "extras.print_config=false", *settings, folder=tmp_path)
+    check_settings(cfg)
+    opening(cfg)
+    said = (
+        "trainer.max_steps=21 goes past model.scheduler.total_steps=20: " in capsys.readouterr().out
+    )
+    assert said is is_said
 
 
 @pytest.mark.parametrize(

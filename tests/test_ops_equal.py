@@ -4,11 +4,19 @@ import pytest
 import torch
 
 from golden_data import assert_equal
-from hard import BLOCK, OPERATORS, hard_resets, with_gradients
+from hard import BLOCK, FORMS, OPERATORS, hard_resets, with_gradients
 from litmegalodon.ops import NormState, timestep_norm
 
 LENGTHS = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 200)
-operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+# The interpreter is slow: segments of 32 tokens, none, one and more of them, whole and not.
+LENGTHS_TRITON = (1, 33, 135)
+SLOW_LENGTHS_TRITON = (2, 31, 32, 64, 200)
+CASES = [(o, "torch", n) for o in OPERATORS for n in LENGTHS]
+for o, impl in FORMS:
+    if impl == "triton":
+        CASES += [(o, impl, n) for n in LENGTHS_TRITON]
+        CASES += [pytest.param(o, impl, n, marks=pytest.mark.slow) for n in SLOW_LENGTHS_TRITON]
+forms = pytest.mark.parametrize("operator, impl", FORMS, ids=str)
 
 
 def assert_same(got, want):
@@ -20,53 +28,54 @@ def assert_same(got, want):
             assert torch.equal(got[name], value), name
 
 
-@operators
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("operator, impl, length", CASES, ids=str)
 @pytest.mark.parametrize("with_resets", (False, True), ids=("whole", "resets"))
-def test_torch_equals_the_reference_in_outputs_states_and_gradients(operator, length, with_resets):
+def test_a_form_equals_the_reference_in_outputs_states_and_gradients(
+    operator, impl, length, with_resets
+):
     given = operator.inputs(3, length, length)
     resets = hard_resets(3, length) if with_resets else None
     want, got = (
         with_gradients(lambda t, impl=impl: operator.call(t, resets, impl), given)
-        for impl in ("reference", "torch")
+        for impl in ("reference", impl)
     )
     assert_same(got, want)
 
 
-@operators
-def test_no_state_is_a_fresh_state(operator):
+@forms
+def test_no_state_is_a_fresh_state(operator, impl):
     given = operator.without_state(operator.inputs(3, 70, 1))
     resets = hard_resets(3, 70)
     want, got = (
         with_gradients(lambda t, impl=impl: operator.call(t, resets, impl), given)
-        for impl in ("reference", "torch")
+        for impl in ("reference", impl)
     )
     assert_same(got, want)
 
 
-@operators
-def test_a_reset_at_the_first_token_forgets_the_incoming_state(operator):
+@forms
+def test_a_reset_at_the_first_token_forgets_the_incoming_state(operator, impl):
     given = operator.inputs(3, 70, 2)
     resets = torch.zeros(3, 70, dtype=torch.bool)
     resets[:, 0] = True
-    for impl in ("reference", "torch"):
-        result = with_gradients(lambda t, impl=impl: operator.call(t, resets, impl), given)
-        alone = operator.call(operator.without_state(given), None, impl)
-        assert_equal(result["y"], alone["y"], name=f"{impl} y")
+    for tried in ("reference", impl):
+        result = with_gradients(lambda t, tried=tried: operator.call(t, resets, tried), given)
+        alone = operator.call(operator.without_state(given), None, tried)
+        assert_equal(result["y"], alone["y"], name=f"{tried} y")
         for name, value in result.items():
             if name.startswith("grad.state."):
-                assert not value.any(), f"{impl} {name}"
+                assert not value.any(), f"{tried} {name}"
 
 
-@operators
-def test_a_token_sees_nothing_after_it(operator):
+@forms
+def test_a_token_sees_nothing_after_it(operator, impl):
     given = operator.inputs(2, 100, 3)
     later = {k: v.clone() for k, v in given.items()}
     for name in operator.along_time:
         later[name][:, 70:] += 1
-    for impl in ("reference", "torch"):
-        before, after = (operator.call(t, None, impl)["y"] for t in (given, later))
-        assert_equal(after[:, :70], before[:, :70], name=impl)
+    for tried in ("reference", impl):
+        before, after = (operator.call(t, None, tried)["y"] for t in (given, later))
+        assert_equal(after[:, :70], before[:, :70], name=tried)
         assert not torch.equal(after[:, 70:], before[:, 70:])
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden_data import assert_equal
-from hard import OPERATORS, with_gradients
+from hard import FORMS, OPERATORS, with_gradients
 
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
 LENGTH = 150
@@ -52,6 +52,21 @@ def test_any_split_of_one_document_equals_one_call(operator, cuts):
 @pytest.mark.parametrize("impl", ("reference", "torch"))
 def test_one_token_a_call_equals_one_call(operator, impl):
     assert_split_is_whole(operator, list(range(1, 40)), resets_at([(0, 7), (1, 20)]), impl)
+
+
+@pytest.mark.parametrize("operator, impl", [form for form in FORMS if form[1] == "triton"], ids=str)
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        (1, 5, 64),
+        pytest.param((31, 32, 33, 149), marks=pytest.mark.slow),
+        pytest.param((8, 16, 17, 99), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_split_into_calls_the_kernels_give_what_one_call_gives(operator, impl, cuts):
+    resets = resets_at([(0, 4), (0, 5), (0, 63), (0, 64), (0, 149), (1, 1), (1, 31), (1, 32)])
+    assert_split_is_whole(operator, list(cuts), resets, impl)
 
 
 @operators

@@ -2,11 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from litmegalodon.ops import launch
 
 IMPLEMENTATIONS = ("auto", "reference", "torch", "triton")
+TRITON_INSTALLED = find_spec("triton") is not None
 
 
 def check_input(operator: str, x: Tensor, resets: Tensor | None = None) -> None:
@@ -31,39 +36,107 @@ def check_input(operator: str, x: Tensor, resets: Tensor | None = None) -> None:
         )
 
 
-def choose(operator: str, impl: str, forms: dict[str, Callable]) -> Callable:
-    """Return the implementation that `impl` names; `auto` takes the fastest one there is.
+_opaque = functools.cache(torch.compiler.disable)
 
-    An explicit choice is obeyed or refused, never replaced by another.
+
+def choose(
+    operator: str,
+    impl: str,
+    forms: dict[str, Callable],
+    x: Tensor,
+    refusal: str | None = None,
+) -> Callable:
+    """Return the implementation that `impl` names; `auto` takes the fastest one that serves x.
+
+    An explicit choice is obeyed or refused, never replaced by another. torch.compile leaves all
+    but the Triton form as they are: how documents cut a sequence depends on values, which it cannot
+    follow.
+
+    Args:
+        operator: its name, for messages.
+        impl: auto, reference, torch or triton.
+        forms: the implementations there are, by name.
+        x: the operator's first input.
+        refusal: why the Triton form does not serve this call, if it does not.
 
     Raises:
-        ValueError: impl is unknown, or this operator has no such form.
+        ValueError: impl is unknown, this operator has no such form, or it can't serve the call.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if impl == "auto":
-        return forms["torch"]
+        served = "triton" in forms and x.is_cuda and not (refusal or triton_refusal(x))
+        impl = "triton" if served else "torch"
     if impl not in forms:
         raise ValueError(
             f"impl={impl!r}: {operator} has no such implementation; "
             f"available: {', '.join(('auto', *forms))}"
         )
+    if impl != "triton":
+        return _opaque(forms[impl])
+    if reason := triton_refusal(x) or refusal:
+        raise ValueError(f"impl='triton': {operator} {reason}")
     return forms[impl]
+
+
+def triton_refusal(x: Tensor) -> str | None:
+    """Why no Triton kernel can work on x where it is, or None."""
+    if not TRITON_INSTALLED:
+        return "needs the package triton, which exists for Linux only; use impl='torch'"
+    if x.is_cuda:
+        # AMD's devices number their capabilities otherwise.
+        if torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+            return "needs a GPU of compute capability 8.0 or newer; use impl='torch'"
+        return None
+    if launch.INTERPRETED:
+        return None
+    return (
+        f"runs on a GPU, and x is on {x.device}; use impl='torch', or set TRITON_INTERPRET=1 "
+        "before Python starts to run the kernels, slowly, in Triton's interpreter"
+    )
 
 
 def public(operator: Callable) -> Callable:
     """What holds for every operator, whatever its implementation.
 
     Under autocast it keeps the precision of its inputs: each implementation knows where a lower one
-    does no harm. And torch.compile leaves it as it is: how documents cut a sequence depends on
-    values, which it cannot follow.
+    does no harm. torch.compile follows it where the Triton form is meant, whose kernels are
+    operators that it knows (`torch.library`), and leaves it as it is elsewhere, see `choose`.
     """
 
-    @torch.compiler.disable
-    @functools.wraps(operator)
-    def run(x: Tensor, *args, **kwargs):
+    def in_own_precision(x: Tensor, *args, **kwargs):
         with torch.autocast(x.device.type, enabled=False):
             return operator(x, *args, **kwargs)
+
+    opaque = torch.compiler.disable(in_own_precision)
+
+    @functools.wraps(operator)
+    def run(x: Tensor, *args, impl: str = "auto", **kwargs):
+        traced = impl == "triton" or (impl == "auto" and x.is_cuda and TRITON_INSTALLED)
+        return (in_own_precision if traced else opaque)(x, *args, impl=impl, **kwargs)
+
+    return run
+
+
+def forward_pass(function: Callable) -> Callable:
+    """For the forward pass of a function with a hand-written backward: autocast changes neither."""
+
+    @functools.wraps(function)
+    def run(ctx, x: Tensor, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *args)
+
+    return run
+
+
+def backward_pass(function: Callable) -> Callable:
+    """For a hand-written backward pass: it has no derivative, and autocast does not change it."""
+
+    @once_differentiable
+    @functools.wraps(function)
+    def run(ctx, grad: Tensor, *grads):
+        with torch.autocast(grad.device.type, enabled=False):
+            return function(ctx, grad, *grads)
 
     return run
 

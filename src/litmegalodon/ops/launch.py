@@ -2,13 +2,23 @@
 
 `make kernels` builds its report from `recording`: the operator runs on tensors without memory
 (device="meta"), and each kernel is noted with its arguments in place of being run.
+
+On a GPU the candidate configurations of a kernel are measured at the first call of a size (sizes
+that round up to the same powers of two share the choice) and the fastest is kept in memory. A
+configuration may add in another order, so runs that must agree in every bit want the default ones:
+`torch.use_deterministic_algorithms(True)` takes those, and so does recording into a CUDA graph,
+where nothing can be measured.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 # Triton reads it at its import.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -54,13 +64,67 @@ def launch(kernel: Any, grid: Any, arguments: Mapping[str, Any], configs: Sequen
         kernel: a function under @triton.jit.
         grid: function from the tile sizes to the number of programs along each axis.
         arguments: tensors, numbers and constexpr arguments by name.
-        configs: candidates; the first is the default, taken where nothing can be measured.
+        configs: candidates; the first is the default, taken where nothing can be measured (the
+            interpreter included).
     """
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, dict(arguments), tuple(configs)))
         return
-    chosen = configs[0]
-    tiles = dict(chosen.tiles)
+    config = configs[0]
+    if len(configs) > 1 and _can_measure(arguments):
+        config = _fastest(kernel, grid, arguments, configs)
+    _start(kernel, grid, arguments, config)
+
+
+def _start(kernel: Any, grid: Any, arguments: Mapping[str, Any], config: Config) -> None:
+    tiles = dict(config.tiles)
     kernel[grid(tiles)](
-        **arguments, **tiles, num_warps=chosen.num_warps, num_stages=chosen.num_stages
+        **arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages
     )
+
+
+# The fastest configuration by kernel and size.
+_fastest_of: dict[tuple, Config] = {}
+
+
+def _can_measure(arguments: Mapping[str, Any]) -> bool:
+    return (
+        not INTERPRETED
+        and any(isinstance(v, Tensor) and v.is_cuda for v in arguments.values())
+        and not torch.are_deterministic_algorithms_enabled()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _fastest(
+    kernel: Any, grid: Any, arguments: Mapping[str, Any], configs: Sequence[Config]
+) -> Config:
+    """The fastest candidate: kernels write only what they do not read, so they can run again."""
+    key = (kernel, *(_size(v) for v in arguments.values()))
+    if key not in _fastest_of:
+        times = [_milliseconds(kernel, grid, arguments, config) for config in configs]
+        _fastest_of[key] = configs[times.index(min(times))]
+    return _fastest_of[key]
+
+
+def _size(value: Any) -> Any:
+    """What a choice depends on of an argument."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, *((n - 1).bit_length() for n in value.shape)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value - 1).bit_length()
+    return value
+
+
+def _milliseconds(kernel: Any, grid: Any, arguments: Mapping[str, Any], config: Config) -> float:
+    """Median time of a candidate; infinite where the device lacks what it needs."""
+    from triton.runtime.errors import OutOfResources, PTXASError
+    from triton.testing import do_bench
+
+    def start() -> None:
+        _start(kernel, grid, arguments, config)
+
+    try:
+        return do_bench(start, warmup=5, rep=20, return_mode="median")
+    except (OutOfResources, PTXASError):
+        return math.inf

@@ -41,7 +41,7 @@ NUMBERS = {
     "trainer.gradient_clip_val": (0, math.inf, False),
 }
 CHOICES = {
-    "model.impl": ("auto", "reference", "torch"),
+    "model.impl": ("auto", "reference", "torch", "triton"),
     "model.optimizer.decay": ("all", "matrices"),
     "model.scheduler.kind": ("cosine", "linear", "constant"),
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
@@ -51,6 +51,7 @@ FLAGS = (
     "train",
     "test",
     "model.compile",
+    "model.activation_checkpointing",
     "data.shuffle",
     "data.reset_documents",
     "extras.ignore_warnings",

@@ -7,6 +7,13 @@ from litmegalodon.ops.cema.reference import cema_reference
 from litmegalodon.ops.dispatch import check_input, choose, public
 
 
+def cema_triton(*args) -> tuple[Tensor, Tensor]:
+    """The Triton form, imported when it is needed: not every machine has Triton."""
+    from litmegalodon.ops.cema.triton import cema_triton as form
+
+    return form(*args)
+
+
 @public
 def cema(
     x: Tensor,
@@ -33,7 +40,7 @@ def cema(
         omega: [D, 1], the weight of the input itself.
         state: h before the first token, real [B, D, N, 2]; zero by default.
         resets: bool [B, L]; h is zeroed before a token where True.
-        impl: auto, reference or torch.
+        impl: auto, reference, torch or triton (N at most 32).
 
     Returns:
         y [B, L, D] in x's dtype and h [B, D, N, 2] after the last token, float32 (float64 for
@@ -46,5 +53,9 @@ def cema(
         not).
     """
     check_input("cema", x, resets)
-    form = choose("cema", impl, {"reference": cema_reference, "torch": cema_pytorch})
+    forms = {"reference": cema_reference, "torch": cema_pytorch, "triton": cema_triton}
+    refusal = None
+    if alpha.shape[1] > 32:
+        refusal = f"takes at most 32 states a channel, not {alpha.shape[1]}; use impl='torch'"
+    form = choose("cema", impl, forms, x, refusal)
     return form(x, alpha, delta, theta, gamma, omega, state, resets)

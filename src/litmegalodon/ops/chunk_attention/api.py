@@ -80,7 +80,7 @@ def chunk_attention(
         "torch": chunk_attention_pytorch,
         "triton": chunk_attention_triton,
     }
-    form = choose("chunk_attention", impl, forms)
+    form = choose("chunk_attention", impl, forms, q)
     position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
     if kv is None:
         kv = KeyValueState.fresh(k, v)

@@ -8,6 +8,13 @@ from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
 from litmegalodon.ops.timestep_norm.state import NormState
 
 
+def timestep_norm_triton(*args) -> tuple[Tensor, NormState]:
+    """The Triton form, imported when it is needed: not every machine has Triton."""
+    from litmegalodon.ops.timestep_norm.triton import timestep_norm_triton as form
+
+    return form(*args)
+
+
 @public
 def timestep_norm(
     x: Tensor,
@@ -32,7 +39,7 @@ def timestep_norm(
         state: statistics of what came before; none by default.
         resets: bool [B, L]; the statistics are forgotten before a token where True.
         padding_mask: bool [B, L], True = padding: output 0, statistics unchanged.
-        impl: auto, reference or torch.
+        impl: auto, reference, torch or triton (no padding_mask, at most 8,192 features a group).
 
     Returns:
         y [B, L, D] in x's dtype and the statistics after the last token, in float64.
@@ -48,8 +55,17 @@ def timestep_norm(
         raise ValueError(
             f"timestep_norm: num_groups={num_groups} does not divide x's {x.shape[-1]} features"
         )
-    forms = {"reference": timestep_norm_reference, "torch": timestep_norm_pytorch}
-    form = choose("timestep_norm", impl, forms)
+    forms = {
+        "reference": timestep_norm_reference,
+        "torch": timestep_norm_pytorch,
+        "triton": timestep_norm_triton,
+    }
+    refusal = None
+    if padding_mask is not None:
+        refusal = "takes no padding_mask; use impl='torch'"
+    elif (size := x.shape[-1] // num_groups) > 8192:
+        refusal = f"takes at most 8,192 features a group, not {size}; use impl='torch'"
+    form = choose("timestep_norm", impl, forms, x, refusal)
     if state is None:
         state = NormState.fresh(x.shape[0], num_groups, x.device)
     return form(x, weight, bias, num_groups, eps, state, resets, padding_mask)

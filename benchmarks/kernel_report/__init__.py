@@ -1,0 +1,1 @@
+"""What the Triton kernels would do on a GPU, read off on a machine without one."""

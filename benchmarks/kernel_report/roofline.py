@@ -1,0 +1,102 @@
+"""How long a device would take at best, and what the report demands.
+
+A roofline is an estimate: the largest of the times that one resource at its peak would need, the
+others being free. No time here was measured.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU's peaks: bytes a second, and operations a second by kind.
+
+    A multiply-add is two operations. `special` are exponentials, roots and quotients, 16 a clock
+    and multiprocessor (AMD: compute unit); float32 outside products runs on the ordinary units.
+    Products of bfloat16 and TF32 run on tensor cores, dense.
+    """
+
+    name: str
+    bandwidth: float
+    peaks: Mapping[str, float]
+
+
+def _device(name, bandwidth, fp32, fp64, special, bf16, tf32) -> Device:
+    """Terabytes and 10^12 operations a second."""
+    peaks = {"fp32": fp32, "fp64": fp64, "special": special, "dot bf16": bf16, "dot tf32": tf32}
+    return Device(name, bandwidth * 1e12, {kind: peak * 1e12 for kind, peak in peaks.items()})
+
+
+# From the makers' data sheets (SXM boards); `special` from units and clock.
+DEVICES = {
+    "sm_80": _device("A100 80GB", 2.039, 19.5, 9.7, 2.4, 312, 156),
+    "sm_90": _device("H100 80GB", 3.35, 66.9, 33.5, 4.2, 989.4, 494.7),
+    "gfx942": _device("MI300X", 5.3, 163.4, 81.7, 10.2, 1307.4, 653.7),
+}
+
+# Bytes of shared memory that one program can have.
+SHARED = {
+    "sm_80": 163 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "gfx942": 64 * 1024,
+}
+
+RECURRENT = ("cema", "timestep_norm")
+# Bytes moved over the least possible, by direction.
+MOVED_LIMIT = {"forward": 1.75, "backward": 2.75}
+# The recurrent operators' part of the block's matrix products, at this shape on this target.
+SHARE_LIMIT = 0.08
+SHARE_SHAPE, SHARE_TARGET = "7B", "sm_90"
+
+
+def limits(counts: Mapping[str, int], device: Device) -> dict[str, float]:
+    """Seconds that each resource alone would need."""
+    moved = counts.get("load", 0) + counts.get("store", 0)
+    times = {"bytes": moved / device.bandwidth}
+    times |= {kind: counts.get(kind, 0) / peak for kind, peak in device.peaks.items()}
+    return times
+
+
+def seconds(counts: Mapping[str, int], device: Device) -> float:
+    return max(limits(counts, device).values())
+
+
+def failures(report: Mapping[str, Any]) -> Iterator[str]:
+    """What does not hold, one sentence each."""
+    for one in report["passes"]:
+        where = f"{one['operator']} {one['direction']} {one['shape']} {one['target']}"
+        for kernel in one["kernels"]:
+            yield from _of_kernel(f"{where} {kernel['name']}", one, kernel)
+        if one["operator"] == "chunk_attention":
+            names = [k for k in one["kernels"] if k["tensor_core"] or k["failure"]]
+            if not names:
+                yield f"{where}: no kernel has tensor-core instructions"
+        if one["operator"] in RECURRENT and one["counted"]:
+            limit = MOVED_LIMIT[one["direction"]]
+            if one["ratio"] > limit:
+                yield f"{where}: moves {one['ratio']:.2f}x the least possible, limit {limit}x"
+    for block in report["blocks"]:
+        asked = (block["shape"], block["target"]) == (SHARE_SHAPE, SHARE_TARGET)
+        if asked and block["share"] > SHARE_LIMIT:
+            yield (
+                f"{' + '.join(RECURRENT)} {block['direction']} {block['shape']} on "
+                f"{block['device']}: {block['share']:.1%} of the block's matrix products, "
+                f"limit {SHARE_LIMIT:.0%}"
+            )
+
+
+def _of_kernel(where: str, one: Mapping[str, Any], kernel: Mapping[str, Any]) -> Iterator[str]:
+    if kernel["failure"]:
+        yield f"{where}: does not compile: {kernel['failure'].splitlines()[0]}"
+        return
+    if kernel["spills"]:
+        yield f"{where}: spills {kernel['spills']}"
+    shared = SHARED[one["target"]]
+    if kernel["shared"] > shared:
+        yield f"{where}: {kernel['shared']:,} bytes of shared memory, the target has {shared:,}"
+    attention = one["operator"] == "chunk_attention"
+    if attention and kernel["products"] and not kernel["tensor_core"]:
+        yield f"{where}: products without tensor-core instructions"
