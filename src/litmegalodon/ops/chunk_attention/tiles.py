@@ -128,6 +128,8 @@ def grid_tile(v: Tensor) -> tuple[int, int]:
 def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
     """Candidate configurations, the default first.
 
+    `finish` works in place, so it must have one only: candidates are measured by running them.
+
     Args:
         kernel: forward, weights, finish, query, key (dK), value (dV), rotate or delta.
         v: [B, L, H, columns], what is cut into slices.
