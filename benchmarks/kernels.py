@@ -158,7 +158,7 @@ def _blocks(passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     if (one["target"], one["shape"], one["direction"]) == key
                     and one["operator"] in roofline.RECURRENT
                 ]
-                if len(parts) < len(roofline.RECURRENT):
+                if len(parts) < len(roofline.RECURRENT) or not all(p["counted"] for p in parts):
                     continue
                 matrix = times * shape.matrix_flop / device.peaks["dot bf16"]
                 recurrent = sum(one["seconds"] for one in parts)

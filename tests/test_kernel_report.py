@@ -226,3 +226,15 @@ def test_counts_without_memory_are_those_of_a_real_run(real_counts, documents):
 def test_counts_from_a_part_of_the_programs_are_those_of_all(real_counts):
     for name, _, some, every in real_counts[""]:
         assert some == every, name
+
+
+@pytest.mark.slow
+def test_the_operators_kernels_compile_within_the_limits(tmp_path):
+    code, found, text = report(tmp_path, "smallest")
+    assert found["failures"] == [] and code == 0
+    assert [f"{p['operator']} {p['direction']}" for p in found["passes"]] == PASSES
+    for one in found["passes"]:
+        for kernel in one["kernels"]:
+            assert kernel["spills"] == 0 and not kernel["failure"]
+            assert kernel["shared"] <= roofline.SHARED["sm_90"]
+            assert f" {kernel['name']} " in text
