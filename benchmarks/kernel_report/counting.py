@@ -279,7 +279,7 @@ _integer_scan, interpreter.ScanOps.apply_impl = interpreter.ScanOps.apply_impl, 
 
 
 def _patch_once() -> None:
-    """Put the interpreter's functions into triton.language for good.
+    """Put the interpreter's functions into triton.language for good, and look dtypes up once.
 
     The interpreter does so anew at each call of each function, which takes most of its time.
     """
@@ -289,6 +289,17 @@ def _patch_once() -> None:
 
     interpreter._patch_lang(Both)
     interpreter._patch_lang = lambda fn: _Nothing()
+    by_name: dict[str, np.dtype] = {}
+
+    def numpy_dtype(dtype: tl.dtype) -> np.dtype:
+        if isinstance(dtype.scalar, tl.pointer_type):
+            return _get_np_dtype(dtype)
+        name = dtype.scalar.name
+        if name not in by_name:
+            by_name[name] = _get_np_dtype(dtype.scalar)
+        return by_name[name]
+
+    interpreter._get_np_dtype = numpy_dtype
 
 
 _patch_once()
