@@ -6,12 +6,12 @@ With weights P = exp(Q K^T - lse), output O = P V and its cotangent dO:
     dQ = dS K,     dK = dS^T Q.
 
 v is so much wider than q and k that dP is most of the work: it and the scores are made once, by
-`weights_kernel`, which leaves P and X = P * (dP - d) of some chunks in memory; the gradients are
-then plain products. d_i = sum_e dO_ie O_ie is delta but for the rounding of O, an error that all of
-a row's keys would share; the row's sum of X, `rest`, is what is missing, and dS = X - rest * P. X
-is float32 and dS enters its products as two bfloat16: rounded to one, it would cost dQ and dK more
-than the whole pass may. DropKey's pairs have P = X = 0 and need nothing more. Every gradient has
-one owner that adds it up in a fixed order: two runs give the same bits.
+`weights_kernel`, which leaves P and X = P * (dP - d) of some chunks in memory. d_i = sum_e dO_ie
+O_ie is delta but for the rounding of O, an error that all of a row's keys would share; the row's
+sum of X is what is missing, and `finish_kernel` makes dS = X - (sum X) P of it, in place. The
+gradients are then plain products. In bfloat16 X and dS are the sum of two: rounded to one, dS would
+cost dQ and dK more than the whole pass may. DropKey's pairs have P = X = 0 and need nothing more.
+Every gradient has one owner that adds it up in a fixed order: two runs give the same bits.
 
 P and X are [rows, H, chunks, R, K]: in its chunk a query stands at its place less the chunk's
 first query, a key likewise, both origins on a grid of GRID_M x GRID_N (`origins`) so that tiles are
@@ -28,7 +28,6 @@ import triton
 import triton.language as tl
 
 from litmegalodon.ops.chunk_attention.kernels import (
-    add_full_product,
     add_product,
     kept,
     load_rows,
@@ -66,6 +65,25 @@ def delta_kernel(
         b_d = tl.load(p_d_out + o_row[:, None] + o_w[None, :], mask=mask, other=0.0).to(ACC)
         b_delta += tl.sum(b_out * b_d, 1)
     tl.store(p_delta + (i_b * H + i_h) * L + o_t, b_delta, mask=m_t)
+
+
+@triton.jit
+def store_split(p_high, p_low, o_tile, b_x, mask):
+    """Leave X as its rounding and, in bfloat16, what that leaves."""
+    b_high = b_x.to(p_high.dtype.element_ty)
+    tl.store(p_high + o_tile, b_high, mask=mask)
+    if p_high.dtype.element_ty == tl.bfloat16:
+        b_low = (b_x - b_high.to(b_x.dtype)).to(tl.bfloat16)
+        tl.store(p_low + o_tile, b_low, mask=mask)
+
+
+@triton.jit
+def load_split(p_high, p_low, o_tile, mask, ACC: tl.constexpr):
+    """The inverse of store_split."""
+    b_x = tl.load(p_high + o_tile, mask=mask, other=0.0).to(ACC)
+    if p_high.dtype.element_ty == tl.bfloat16:
+        b_x += tl.load(p_low + o_tile, mask=mask, other=0.0).to(ACC)
+    return b_x
 
 
 @triton.jit
@@ -124,7 +142,8 @@ def weights_kernel(
     p_last,
     p_position,
     p_weight,
-    p_x,
+    p_high,
+    p_low,
     L,
     S,
     C,
@@ -172,7 +191,8 @@ def weights_kernel(
     chunks = tl.num_programs(1) // (R // M)
     o_chunk = (tl.program_id(2) * chunks + i_chunk).to(tl.int64) * R * K
     p_weight += o_chunk
-    p_x += o_chunk
+    p_high += o_chunk
+    p_low += o_chunk
     o_column = tl.program_id(0) * N + tl.arange(0, N)
     o_n = n + tl.arange(0, N)
     now = tl.maximum(begin, offset)
@@ -204,7 +224,70 @@ def weights_kernel(
             )  # fmt: skip
             b_delta = tl.load(p_delta + (o_m - offset), mask=m_m, other=0.0)
             b_x = tl.where(b_p == 0, 0.0, b_p * (b_dp - b_delta[:, None]))
-            tl.store(p_x + o_row[:, None] + o_column[None, :], b_x, mask=m_m[:, None])
+            o_tile = o_row[:, None] + o_column[None, :]
+            store_split(p_high, p_low, o_tile, b_x, m_m[:, None])
+        now = upper
+
+
+@triton.jit
+def finish_kernel(
+    p_weight,
+    p_high,
+    p_low,
+    p_first,
+    p_last,
+    p_position,
+    L,
+    C,
+    row,
+    chunk,
+    R,
+    K,
+    H: tl.constexpr,
+    ACC: tl.constexpr,
+    GRID_M: tl.constexpr,
+    GRID_N: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """dS in the place of X, M queries a program."""
+    i_b = (row + tl.program_id(1) // H).to(tl.int64)
+    i_chunk = tl.program_id(0) // (R // M)
+    offset = (tl.load(p_position + i_b) % C).to(tl.int32)
+    p_first += i_b * L
+    p_last += i_b * L
+
+    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
+    begin = first_m + tl.program_id(0) % (R // M) * M
+    tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
+    chunks = tl.num_programs(0) // (R // M)
+    o_chunk = (tl.program_id(1) * chunks + i_chunk).to(tl.int64) * R * K
+    p_weight += o_chunk
+    p_high += o_chunk
+    p_low += o_chunk
+    now = tl.maximum(begin, offset)
+    while now < tile_end:
+        lower = tl.load(p_first + (now - offset))
+        upper = tl.minimum(tl.load(p_last + (now - offset)), tile_end)
+        o_m = now + tl.arange(0, M)
+        mask = (o_m < upper)[:, None]
+        o_row = (o_m - first_m) * K
+        first_column = (lower - first_n) // N * N
+        b_sum = tl.zeros((M, N), ACC)
+        for column in range(first_column, upper - first_n, N):
+            o_column = tl.multiple_of(column, N) + tl.arange(0, N)
+            # M x N
+            b_sum += load_split(p_high, p_low, o_row[:, None] + o_column[None, :], mask, ACC)
+        b_rest = tl.sum(b_sum, 1)
+        for column in range(first_column, upper - first_n, N):
+            o_column = tl.multiple_of(column, N) + tl.arange(0, N)
+            o_tile = o_row[:, None] + o_column[None, :]
+            # M x N
+            b_x = load_split(p_high, p_low, o_tile, mask, ACC)
+            b_p = tl.load(p_weight + o_tile, mask=mask, other=0.0).to(ACC)
+            # Where P is 0 nothing may come in from a key that is not finite.
+            b_ds = tl.where(b_p == 0, 0.0, b_x - b_rest[:, None] * b_p)
+            store_split(p_high, p_low, o_tile, b_ds, mask)
         now = upper
 
 
@@ -212,9 +295,8 @@ def weights_kernel(
 def query_kernel(
     p_k,
     p_k_cache,
-    p_weight,
-    p_x,
-    p_rest,
+    p_high,
+    p_low,
     p_first,
     p_last,
     p_position,
@@ -237,7 +319,7 @@ def query_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dQ = dS K [B, L, H, z] of the rotated queries, and rest [B, H, L]."""
+    """dQ = dS K [B, L, H, z] of the rotated queries."""
     # The last tiles of a chunk have most keys: they go first.
     i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
     i_b = (row + tl.program_id(1) // H).to(tl.int64)
@@ -255,9 +337,8 @@ def query_kernel(
     tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
     chunks = tl.num_programs(0) // (R // M)
     o_chunk = (tl.program_id(1) * chunks + i_chunk).to(tl.int64) * R * K
-    p_weight += o_chunk
-    p_x += o_chunk
-    p_rest += (i_b * H + i_h) * L
+    p_high += o_chunk
+    p_low += o_chunk
     o_z = tl.arange(0, BLOCK_Z)
     now = tl.maximum(begin, offset)
     while now < tile_end:
@@ -267,36 +348,29 @@ def query_kernel(
         m_m = o_m < upper
         o_row = (o_m - first_m) * K
         first_column = (lower - first_n) // N * N
-        b_rest = tl.zeros((M,), ACC)
-        for column in range(first_column, upper - first_n, N):
-            o_column = tl.multiple_of(column, N) + tl.arange(0, N)
-            # M x N
-            b_x = tl.load(p_x + o_row[:, None] + o_column[None, :], mask=m_m[:, None], other=0.0)
-            b_rest += tl.sum(b_x, 1)
-        tl.store(p_rest + (o_m - offset), b_rest, mask=m_m)
         b_dq = tl.zeros((M, BLOCK_Z), ACC)
         for column in range(first_column, upper - first_n, N):
             o_column = tl.multiple_of(column, N) + tl.arange(0, N)
             o_tile = o_row[:, None] + o_column[None, :]
             # M x N
-            b_p = tl.load(p_weight + o_tile, mask=m_m[:, None], other=0.0)
-            b_x = tl.load(p_x + o_tile, mask=m_m[:, None], other=0.0)
+            b_high = tl.load(p_high + o_tile, mask=m_m[:, None], other=0.0)
             # N x z
             b_k = load_rows(
                 p_k, p_k_cache, first_n + column, upper, offset, o_z, H * Z, Z, N, BLOCK_Z, CACHED,
                 lower,
             )  # fmt: skip
-            b_ds = b_x - b_rest[:, None] * b_p.to(ACC)
-            b_dq = add_full_product(b_dq, b_ds, b_k, PRECISION)
+            b_dq = add_product(b_dq, b_high, b_k, PRECISION)
+            if b_high.dtype == tl.bfloat16:
+                b_low = tl.load(p_low + o_tile, mask=m_m[:, None], other=0.0)
+                b_dq = add_product(b_dq, b_low, b_k, PRECISION)
         store_rows(p_dq, p_dq, b_dq, now, upper, offset, o_z, H * Z, Z, M, False)
         now = upper
 
 
 @triton.jit
 def key_kernel(
-    p_weight,
     p_x,
-    p_rest,
+    p_low,
     p_y,
     p_first,
     p_last,
@@ -312,7 +386,7 @@ def key_kernel(
     K,
     H: tl.constexpr,
     E: tl.constexpr,
-    SCORES: tl.constexpr,
+    SPLIT: tl.constexpr,
     CACHED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -322,10 +396,10 @@ def key_kernel(
     N: tl.constexpr,
     W: tl.constexpr,
 ):
-    """dK = dS^T Q (SCORES) or dV = P^T dO, W of their E columns a program.
+    """X^T Y, W of its E columns a program: dK = dS^T Q (SPLIT: X in two parts) or dV = P^T dO.
 
-    p_y is Q or dO [B, L, H, E]; the result [B, L, H, E] has a row for each key, and [B, S, H, E]
-    one for each slot of the cache that was seen.
+    Y [B, L, H, E] has a row for each query; the result [B, L, H, E] one for each key, and
+    [B, S, H, E] for each slot of the cache that was seen.
     """
     i_slice = tl.program_id(1)
     i_b = (row + tl.program_id(2) // H).to(tl.int64)
@@ -346,9 +420,8 @@ def key_kernel(
     tile_end = tl.minimum(tl.minimum(begin + N, (chunk + i_chunk + 1) * C), offset + L)
     chunks = tl.num_programs(0) // (K // N)
     o_chunk = (tl.program_id(2) * chunks + i_chunk).to(tl.int64) * R * K
-    p_weight += o_chunk
     p_x += o_chunk
-    p_rest += (i_b * H + i_h) * L
+    p_low += o_chunk
     o_column = column + tl.arange(0, N)
     o_w = i_slice * W + tl.arange(0, W)
     now = tl.maximum(begin, earliest)
@@ -362,14 +435,11 @@ def key_kernel(
             m_m = o_m < last
             o_tile = ((o_m - first_m) * K)[:, None] + o_column[None, :]
             # M x N, M x W
-            b_p = tl.load(p_weight + o_tile, mask=m_m[:, None], other=0.0)
+            b_x = tl.load(p_x + o_tile, mask=m_m[:, None], other=0.0)
             b_y = load_rows(p_y, p_y, m, last, offset, o_w, H * E, E, M, W, False)
-            if SCORES:
-                b_x = tl.load(p_x + o_tile, mask=m_m[:, None], other=0.0)
-                b_rest = tl.load(p_rest + (o_m - offset), mask=m_m, other=0.0)
-                b_ds = b_x - b_rest[:, None] * b_p.to(ACC)
-                b_acc = add_full_product(b_acc, tl.trans(b_ds), b_y, PRECISION)
-            else:
-                b_acc = add_product(b_acc, tl.trans(b_p), b_y, PRECISION)
+            b_acc = add_product(b_acc, tl.trans(b_x), b_y, PRECISION)
+            if SPLIT:
+                b_low = tl.load(p_low + o_tile, mask=m_m[:, None], other=0.0)
+                b_acc = add_product(b_acc, tl.trans(b_low), b_y, PRECISION)
         store_rows(p_out, p_out_cache, b_acc, begin, upper, offset, o_w, H * E, E, N, CACHED, now)
         now = upper

@@ -59,18 +59,6 @@ def add_product(b_sum, b_a, b_b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def add_full_product(b_sum, b_a, b_b, PRECISION: tl.constexpr):
-    """b_sum + A B with A in its full precision, B in bfloat16 or more."""
-    b_high = b_a.to(b_b.dtype)
-    b_sum = add_product(b_sum, b_high, b_b, PRECISION)
-    if b_b.dtype == tl.bfloat16:
-        # What one bfloat16 leaves of A, in another.
-        b_low = (b_a - b_high.to(b_a.dtype)).to(b_b.dtype)
-        b_sum = add_product(b_sum, b_low, b_b, PRECISION)
-    return b_sum
-
-
-@triton.jit
 def load_rows(
     p_tokens,
     p_cache,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from litmegalodon.ops.chunk_attention.backward_kernels import (
     delta_kernel,
+    finish_kernel,
     key_kernel,
     query_kernel,
     weights_kernel,
@@ -131,36 +132,36 @@ def attention_backward(
     dk_cache, dv_cache = torch.zeros_like(k_cache, dtype=acc), torch.zeros_like(v_cache)
     shared = _shared(q, v, k_cache, known, position, resets, settings)
     grid = grid_tile(v)
-    plan = Plan.of(
-        v.shape, k_cache.shape[1], settings.chunk_size, v.element_size() + lse.element_size(), grid
-    )
-    weights = dict(p_weight=v.new_empty(plan.size), p_x=lse.new_empty(plan.size))
-    rest = torch.empty_like(lse)
+    plan = Plan.of(v.shape, k_cache.shape[1], settings.chunk_size, v.element_size(), grid)
+    split = v.dtype == torch.bfloat16
+    weight, high, low = (v.new_empty(n * plan.size) for n in (1, 1, int(split)))
     for rows, part in plan.parts():
         places = shared | part | dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             weights_kernel,
             lambda t, rows=rows: (plan.K // t["N"], plan.chunks * plan.R // t["M"], rows * heads),
             dict(p_q=q, p_k=k, p_v=v, p_k_cache=k_cache, p_v_cache=v_cache, p_d_out=d_out)
-            | dict(p_lse=lse, p_delta=delta)
-            | weights
+            | dict(p_lse=lse, p_delta=delta, p_weight=weight, p_high=high, p_low=low)
             | _without(places, "BLOCK_Z"),
             configs("weights", v, shared["CACHED"]),
         )
         products = _without(places, "seed", "threshold", "DROP")
         launch(
+            finish_kernel,
+            lambda t, rows=rows: (plan.chunks * plan.R // t["M"], rows * heads),
+            dict(p_weight=weight, p_high=high, p_low=low)
+            | _without(products, "S", "Z", "E", "CACHED", "PRECISION", "BLOCK_Z"),
+            configs("finish", v, False),
+        )
+        launch(
             query_kernel,
             lambda t, rows=rows: (plan.chunks * plan.R // t["M"], rows * heads),
-            weights
-            | dict(p_k=k, p_k_cache=k_cache, p_rest=rest, p_dq=dq)
+            dict(p_k=k, p_k_cache=k_cache, p_high=high, p_low=low, p_dq=dq)
             | _without(products, "E"),
             configs("query", v, shared["CACHED"]),
         )
         products = _without(products, "Z", "BLOCK_Z")
-        for scores, y, of_tokens, of_cache in (
-            (True, q, dk, dk_cache),
-            (False, d_out, dv, dv_cache),
-        ):
+        for x, y, of_tokens, of_cache in ((high, q, dk, dk_cache), (weight, d_out, dv, dv_cache)):
             width = y.shape[3]
             launch(
                 key_kernel,
@@ -169,11 +170,10 @@ def attention_backward(
                     triton.cdiv(width, t["W"]),
                     rows * heads,
                 ),
-                weights
-                | dict(p_rest=rest, p_y=y, p_out=of_tokens, p_out_cache=of_cache, SCORES=scores)
+                dict(p_x=x, p_low=low, p_y=y, p_out=of_tokens, p_out_cache=of_cache)
                 | products
-                | dict(E=width),
-                configs("scores" if scores else "key", y, shared["CACHED"]),
+                | dict(E=width, SPLIT=split and x is high),
+                configs("key", y, shared["CACHED"]),
             )
     if d_rotated_k is not None:
         dk += d_rotated_k
@@ -274,6 +274,8 @@ def _tiles(places: int, size: int) -> int:
 class Plan:
     """How the backward pass is cut into parts whose P and X fit into SCRATCH.
 
+    A pair of query and key takes up to three elements: P and the two parts of X.
+
     Attributes:
         batch, rows: of the call, of a part.
         total, chunks: chunks that a row's places may touch, of a part.
@@ -291,14 +293,14 @@ class Plan:
 
     @classmethod
     def of(cls, shape, slots: int, chunk_size: int, element: int, grid: tuple[int, int]) -> "Plan":
-        """For v of `shape` [B, L, H, e]; a pair of query and key takes `element` bytes."""
+        """For v of `shape` [B, L, H, e] with elements of `element` bytes."""
         batch, length, heads, _ = shape
         tile_m, tile_n = grid
         # A row may begin anywhere in its first tile and chunk.
         r = triton.cdiv(min(chunk_size, length + tile_m - 1), tile_m) * tile_m
         k = triton.cdiv(min(chunk_size, slots + length + tile_n - 1), tile_n) * tile_n
         total = triton.cdiv(length + chunk_size - 1, chunk_size)
-        fit = SCRATCH // (element * heads * r * k)
+        fit = SCRATCH // (3 * element * heads * r * k)
         rows = max(1, min(batch, fit))
         chunks = max(1, min(total, fit // rows))
         return cls(batch, rows, total, chunks, r, k, rows * chunks * heads * r * k)

@@ -72,7 +72,11 @@ _INTERPRETED = {
     "query": ({"M": 16, "N": 16}, 4, 1),
     "key": ({"M": 16, "N": 32, "W": 16}, 4, 1),
 }
-_ANY = {"rotate": ({"T": 16}, 4, 1), "delta": ({"T": 16, "W": 256}, 4, 2)}
+_ANY = {
+    "rotate": ({"T": 16}, 4, 1),
+    "delta": ({"T": 16, "W": 256}, 4, 2),
+    "finish": ({"M": 16}, 4, 2),
+}
 
 _assumed: str | None = None
 
@@ -118,7 +122,7 @@ def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
     """Candidate configurations, the default first.
 
     Args:
-        kernel: forward, weights, query, scores (dK), key (dV), rotate or delta.
+        kernel: forward, weights, finish, query, key, rotate or delta.
         v: [B, L, H, columns], what is cut into slices.
         cached: whether there is an incoming cache.
     """
@@ -133,7 +137,9 @@ def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
         table = _BF16[kind]
         if kernel == "forward" and cached:
             table = {kernel: _BF16_CACHED.get(kind, table[kernel])}
-    tiles, warps, stages = table.get(kernel) or table["key"]
+    tiles, warps, stages = table[kernel]
+    if kernel == "finish":
+        tiles = tiles | {"N": grid_tile(v)[1]}
     if "W" in tiles:
         # A product takes at least 16 columns.
         columns = max(16, triton.next_power_of_2(v.shape[-1]))
