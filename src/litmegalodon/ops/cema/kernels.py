@@ -7,7 +7,7 @@ tokens. With u = h / p, so that the input needs no weight, G = p g and x_0, x_1 
     u  <- q^2 u + q x_0 + x_1            t_0 = Re sum_n G + omega,  t_1 = Re sum_n G q
 
 costs 5 multiply-adds a state and token where one token after another costs 6 (the end states alone,
-four tokens at a time: 2.5 where it costs 4). Coefficients are powers of q rounded once each.
+four tokens at a time: 2.5 where it costs 4). The powers that multiply a state are rounded once.
 
 The gradient of x is the transposed recurrence from the last token to the first. With w the
 conjugate of the gradient of the previous u and d_0, d_1 the output's gradients in that order,
@@ -36,6 +36,17 @@ def _planes(p_table, row, o_nd, size):
     """Real and imaginary plane [BLOCK_N, BLOCK_D] of one row of a [rows, 2, BLOCK_N, D] table."""
     p_row = p_table + 2 * row * size + o_nd
     return tl.load(p_row), tl.load(p_row + size)
+
+
+@triton.jit
+def _real_sum(b_ar, b_ai, b_br, b_bi):
+    """Re sum_n a b, [BLOCK_N, BLOCK_D] -> [BLOCK_D]."""
+    # Two sums in a thread are two chains of multiply-adds; between lanes they are twice the work.
+    if b_ar.shape[1] >= 32:
+        b_sum = tl.sum(b_ar * b_br, 0) - tl.sum(b_ai * b_bi, 0)
+    else:
+        b_sum = tl.sum(b_ar * b_br - b_ai * b_bi, 0)
+    return b_sum
 
 
 @triton.jit
@@ -82,11 +93,11 @@ def end_states_kernel(
     m_nd = (tl.arange(0, BLOCK_N)[:, None] >= 0) & m_d[None, :]
     size = BLOCK_N * D
 
-    # BLOCK_N x BLOCK_D, q to the power of 1 to 4
+    # BLOCK_N x BLOCK_D, q to the power of 1 to 4; the state is multiplied by the one read.
     b_1r, b_1i = _planes(p_table, 0, o_nd, size)
-    b_2r, b_2i = _planes(p_table, 1, o_nd, size)
-    b_3r, b_3i = _planes(p_table, 2, o_nd, size)
-    b_4r, b_4i = _planes(p_table, 3, o_nd, size)
+    b_4r, b_4i = _planes(p_table, 2, o_nd, size)
+    b_2r, b_2i = b_1r * b_1r - b_1i * b_1i, 2 * b_1r * b_1i
+    b_3r, b_3i = b_1r * b_2r - b_1i * b_2i, b_1r * b_2i + b_1i * b_2r
     b_re = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     b_im = tl.zeros([BLOCK_N, BLOCK_D], dtype)
 
@@ -241,8 +252,8 @@ def emit_kernel(
     # BLOCK_N x BLOCK_D: q, q^2, q G, q^2 G
     b_1r, b_1i = _planes(p_table, 0, o_nd, size)
     b_2r, b_2i = _planes(p_table, 1, o_nd, size)
-    b_g1r, b_g1i = _planes(p_table, 4, o_nd, size)
-    b_g2r, b_g2i = _planes(p_table, 5, o_nd, size)
+    b_g1r, b_g1i = _planes(p_table, 3, o_nd, size)
+    b_g2r, b_g2i = b_1r * b_g1r - b_1i * b_g1i, b_1r * b_g1i + b_1i * b_g1r
     b_re, b_im = _planes(p_entering, i_b * J + i_j, o_nd, size)
     # BLOCK_D
     b_t0 = tl.load(p_taps + o_d, mask=m_d, other=0.0)
@@ -269,12 +280,12 @@ def emit_kernel(
                 b_0, b_1 = b_x0[None, :], b_x1[None, :]
                 if REVERSE:
                     b_y0 += tl.sum(b_re, 0)
-                    b_y1 += tl.sum(b_1r * b_re, 0) - tl.sum(b_1i * b_im, 0)
+                    b_y1 += _real_sum(b_1r, b_1i, b_re, b_im)
                     b_new = b_g1r * b_1 + b_g2r * b_0 - b_2i * b_im + b_2r * b_re
                     b_im = b_g1i * b_1 + b_g2i * b_0 + b_2i * b_re + b_2r * b_im
                 else:
-                    b_y0 += tl.sum(b_g1r * b_re, 0) - tl.sum(b_g1i * b_im, 0)
-                    b_y1 += tl.sum(b_g2r * b_re, 0) - tl.sum(b_g2i * b_im, 0)
+                    b_y0 += _real_sum(b_g1r, b_g1i, b_re, b_im)
+                    b_y1 += _real_sum(b_g2r, b_g2i, b_re, b_im)
                     b_new = b_1r * b_0 + b_1 - b_2i * b_im + b_2r * b_re
                     b_im = b_1i * b_0 + b_2i * b_re + b_2r * b_im
                 b_re = b_new
@@ -298,7 +309,7 @@ def emit_kernel(
                 else:
                     b_re = tl.where(b_reset, 0.0, b_re)
                     b_im = tl.where(b_reset, 0.0, b_im)
-                    b_y = b_t0 * b_x0 + tl.sum(b_g1r * b_re, 0) - tl.sum(b_g1i * b_im, 0)
+                    b_y = b_t0 * b_x0 + _real_sum(b_g1r, b_g1i, b_re, b_im)
                     b_new = b_x0[None, :] - b_1i * b_im + b_1r * b_re
                     b_im = b_1i * b_re + b_1r * b_im
                     b_re = b_new
@@ -406,7 +417,7 @@ def coefficient_gradients_kernel(
 
     # d_q = G sum dy s + w s_end
     b_wr, b_wi = _planes(p_leaving, i_bj, o_nd, size)
-    b_cr, b_ci = _planes(p_table, 6, o_nd, size)
+    b_cr, b_ci = _planes(p_table, 4, o_nd, size)
     p_sum = p_sums + i_bj * 4 * size + o_nd
     tl.store(p_sum, b_gr, mask=m_nd)
     tl.store(p_sum + size, b_gi, mask=m_nd)

@@ -12,7 +12,7 @@ G = p g and of q; p's follows from G's, since y is a function of G, q, h_0 / p a
 
     d_p = Re(g d_G) + (Re(conj(dh_L) h_L) - Re(conj(dh_0) h_0)) / p
 
-x is read twice forward; x is read once, its output's gradient three times backward. Only the states
+x is read twice forward; x once and y's gradient three times backward. Only the states
 entering the segments are saved.
 
 Shapes: B batch, L length, D channels, N order (BLOCK_N: the next power of two), S tokens a segment,
@@ -35,11 +35,10 @@ from litmegalodon.ops.launch import Config, launch
 
 # Tokens worked on at once; the kernels take pairs and fours of them.
 UNROLL = 8
+# Tokens a segment, at most and at least: each segment costs its coefficients and states.
+LONGEST, SHORTEST = 2048, 32
 # Warps that fill a large GPU: 132 multiprocessors of 4 schedulers, 2 warps each.
 PROGRAMS = 1024
-CONFIGS = (Config({"BLOCK_D": 32}, num_warps=1), Config({"BLOCK_D": 16}, num_warps=1))
-# Above 16 states a channel two lanes share them.
-CONFIGS_LARGE = (Config({"BLOCK_D": 16}, num_warps=1), Config({"BLOCK_D": 8}, num_warps=1))
 SCAN_CONFIGS = (Config({"BLOCK": 64}, num_warps=2), Config({"BLOCK": 128}, num_warps=4))
 
 
@@ -60,11 +59,27 @@ def cema_triton(
 
 
 def segment_length(batch: int, length: int, dim: int) -> int:
-    """S: as long as leaves enough programs to fill a GPU, since each segment costs its states."""
-    segment = 1024
-    while segment > 32 and batch * -(-dim // 32) * -(-length // segment) < PROGRAMS:
+    """S: as long as leaves half the programs that fill a GPU, with the fewest channels each."""
+    segment = LONGEST
+    while segment > SHORTEST and 2 * _programs(batch, length, dim, segment, 8) < PROGRAMS:
         segment //= 2
     return segment
+
+
+def _programs(batch: int, length: int, dim: int, segment: int, block_d: int) -> int:
+    return batch * -(-dim // block_d) * -(-length // segment)
+
+
+def _configs(batch: int, length: int, dim: int, segment: int, block_n: int) -> tuple[Config, ...]:
+    """A warp a program; its lanes hold a channel each, or two or four share one's states.
+
+    The default takes the most channels that leave enough programs.
+    """
+    blocks = (32, 16, 8) if block_n <= 16 else (16, 8)
+    full = [b for b in blocks if _programs(batch, length, dim, segment, b) >= PROGRAMS]
+    default = full[0] if full else blocks[-1]
+    ordered = sorted(blocks, key=lambda b: (b != default, -b))
+    return tuple(Config({"BLOCK_D": b}, num_warps=1) for b in ordered)
 
 
 class _Segments:
@@ -76,7 +91,7 @@ class _Segments:
         self.number = triton.cdiv(length, self.size)
         self.block_n = triton.next_power_of_2(order)
         self.dtype = compute_dtype(x)
-        self.configs = CONFIGS if self.block_n <= 16 else CONFIGS_LARGE
+        self.configs = _configs(batch, length, dim, self.size, self.block_n)
         self.resets = self.marks = self.of_segment = None
         if resets is not None:
             self.resets = resets.contiguous()
@@ -103,25 +118,25 @@ class _Tables:
     """The coefficients as the kernels read them: planes [BLOCK_N, D], D last.
 
     Attributes:
-        powers: [7, 2, BLOCK_N, D] in the computation's dtype: q, q^2, q^3, q^4, q G, q^2 G, G.
+        powers: [5, 2, BLOCK_N, D] in the computation's dtype: q, q^2, q^4, q G, G.
         taps: [2, D]: Re sum_n G + omega, Re sum_n q G.
         carry, carry_reverse: `scan_kernel`'s, float64 [4, 2, BLOCK_N, D].
         q, g: complex128 [N, D].
     """
 
     def __init__(self, c: Coefficients, omega: Tensor, segments: _Segments):
-        exponents = torch.tensor([1, 2, 3, 4, segments.size, segments.last], dtype=torch.float64)
+        exponents = torch.tensor([1, 2, 4, segments.size, segments.last], dtype=torch.float64)
         log_q = torch.complex(c.log_decay, c.angle).t()
-        q = (log_q * exponents.to(log_q.device)[:, None, None]).exp()  # 6 x N x D
+        q = (log_q * exponents.to(log_q.device)[:, None, None]).exp()  # 5 x N x D
         p = c.p.t().to(q.dtype)
         self.q, self.g = q[0], torch.complex(c.g_re, c.g_im).t()
         weights = p * self.g
-        out = q[:2] * weights
-        self.powers = self._planes([*q[:4], *out, weights], segments).to(segments.dtype)
-        taps = torch.stack([weights.real.sum(0) + omega.double()[:, 0], out[0].real.sum(0)])
+        later = self.q * weights
+        self.powers = self._planes([*q[:3], later, weights], segments).to(segments.dtype)
+        taps = torch.stack([weights.real.sum(0) + omega.double()[:, 0], later.real.sum(0)])
         self.taps = taps.to(segments.dtype)
-        self.carry = self._planes([*q[4:], p, 1 / p], segments)
-        self.carry_reverse = self._planes([*q[4:], self.q * self.g, p], segments)
+        self.carry = self._planes([*q[3:], p, 1 / p], segments)
+        self.carry_reverse = self._planes([*q[3:], self.q * self.g, p], segments)
 
     @staticmethod
     def _planes(values: list[Tensor], segments: _Segments) -> Tensor:

@@ -114,7 +114,7 @@ def token_statistics_kernel(
     last document.
     """
     dtype: tl.constexpr = p_g.dtype.element_ty
-    i_g, i_j, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_g, i_j, i_b = tl.program_id(0) % G, tl.program_id(0) // G, tl.program_id(1).to(tl.int64)
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < d
     b_marked = False
@@ -128,9 +128,9 @@ def token_statistics_kernel(
         o_t = i_j * S + row + o_r
         m_t = o_t < L
         m = m_t[:, None] & m_c[None, :]
-        o_x = (i_b * L + o_t[:, None]) * (G * d) + i_g * d + o_c[None, :]
+        p_tile = p_x + (i_b * L + i_j * S + row) * (G * d) + i_g * d
         # ROWS x BLOCK_C
-        b_x = tl.load(p_x + o_x, mask=m, other=0.0).to(dtype)
+        b_x = tl.load(p_tile + o_r[:, None] * (G * d) + o_c[None, :], mask=m, other=0.0).to(dtype)
         b_g = tl.sum(b_x, 1) / d
         b_off = tl.where(m, b_x - b_g[:, None], 0.0)
         b_s = tl.sum(b_off * b_off, 1) / d
@@ -255,9 +255,11 @@ def normalise_kernel(
     """
     dtype: tl.constexpr = p_g.dtype.element_ty
     blocks = tl.cdiv(d, WIDTH)
-    i_j, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    i_g, i_c = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    o_t = i_j * S + tl.arange(0, S)
+    i_c, i_g = tl.program_id(0) % blocks, tl.program_id(0) // blocks % G
+    i_j, i_b = tl.program_id(0) // (blocks * G), tl.program_id(1).to(tl.int64)
+    o_r = tl.arange(0, S)
+    o_t = i_j * S + o_r
+    o_first = (i_b * L + i_j * S) * (G * d) + i_g * d
     b_begins = _begins(p_resets, p_marks, i_b, i_j, o_t, L, J, S)
     _, _, b_mean, b_var = _token_statistics(
         p_g, p_s, p_entering, b_begins, i_b, i_j, i_g, o_t, L, J, G, S
@@ -268,10 +270,10 @@ def normalise_kernel(
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < d
         m = (o_t < L)[:, None] & m_c[None, :]
-        o_x = (i_b * L + o_t[:, None]) * (G * d) + i_g * d + o_c[None, :]
+        o_x = o_r[:, None] * (G * d) + o_c[None, :]
         b_w = tl.load(p_weight + i_g * d + o_c, mask=m_c, other=0.0).to(dtype) + 1.0
         b_b = tl.load(p_bias + i_g * d + o_c, mask=m_c, other=0.0).to(dtype)
         # S x BLOCK_C
-        b_x = tl.load(p_x + o_x, mask=m, other=0.0).to(dtype)
+        b_x = tl.load(p_x + o_first + o_x, mask=m, other=0.0).to(dtype)
         b_y = (b_x - b_mean) * b_rstd * b_w[None, :] + b_b[None, :]
-        tl.store(p_y + o_x, b_y, mask=m)
+        tl.store(p_y + o_first + o_x, b_y, mask=m)

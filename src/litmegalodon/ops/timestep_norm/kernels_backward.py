@@ -34,8 +34,10 @@ def token_gradients_kernel(
     document that the segment begins in, affine [B, J, 2, G d].
     """
     dtype: tl.constexpr = p_g.dtype.element_ty
-    i_g, i_j, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    o_t = i_j * S + tl.arange(0, S)
+    i_g, i_j, i_b = tl.program_id(0) % G, tl.program_id(0) // G, tl.program_id(1).to(tl.int64)
+    o_r = tl.arange(0, S)
+    o_t = i_j * S + o_r
+    o_first = (i_b * L + i_j * S) * (G * d) + i_g * d
     m_t = o_t < L
     b_begins = _begins(p_resets, p_marks, i_b, i_j, o_t, L, J, S)
     _, b_n, b_mean64, b_var = _token_statistics(
@@ -50,11 +52,11 @@ def token_gradients_kernel(
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < d
         m = m_t[:, None] & m_c[None, :]
-        o_x = (i_b * L + o_t[:, None]) * (G * d) + i_g * d + o_c[None, :]
+        o_x = o_r[:, None] * (G * d) + o_c[None, :]
         b_w = tl.load(p_weight + i_g * d + o_c, mask=m_c, other=0.0).to(dtype) + 1.0
         # S x BLOCK_C
-        b_x = tl.load(p_x + o_x, mask=m, other=0.0).to(dtype)
-        b_dy = tl.load(p_dy + o_x, mask=m, other=0.0).to(dtype)
+        b_x = tl.load(p_x + o_first + o_x, mask=m, other=0.0).to(dtype)
+        b_dy = tl.load(p_dy + o_first + o_x, mask=m, other=0.0).to(dtype)
         b_off = b_x - b_mean
         b_dyw = b_dy * b_w[None, :]
         b_by_mean += tl.sum(b_dyw, 1)
@@ -141,9 +143,11 @@ def dx_kernel(
     """
     dtype: tl.constexpr = p_g.dtype.element_ty
     blocks = tl.cdiv(d, WIDTH)
-    i_j, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    i_g, i_c = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    o_t = i_j * S + tl.arange(0, S)
+    i_c, i_g = tl.program_id(0) % blocks, tl.program_id(0) // blocks % G
+    i_j, i_b = tl.program_id(0) // (blocks * G), tl.program_id(1).to(tl.int64)
+    o_r = tl.arange(0, S)
+    o_t = i_j * S + o_r
+    o_first = (i_b * L + i_j * S) * (G * d) + i_g * d
     m_t = o_t < L
     b_begins = _begins(p_resets, p_marks, i_b, i_j, o_t, L, J, S)
     b_g, _, b_mean64, b_var = _token_statistics(
@@ -169,10 +173,10 @@ def dx_kernel(
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < d
         m = m_t[:, None] & m_c[None, :]
-        o_x = (i_b * L + o_t[:, None]) * (G * d) + i_g * d + o_c[None, :]
+        o_x = o_r[:, None] * (G * d) + o_c[None, :]
         b_w = tl.load(p_weight + i_g * d + o_c, mask=m_c, other=0.0).to(dtype) + 1.0
         # S x BLOCK_C
-        b_x = tl.load(p_x + o_x, mask=m, other=0.0).to(dtype)
-        b_dy = tl.load(p_dy + o_x, mask=m, other=0.0).to(dtype)
+        b_x = tl.load(p_x + o_first + o_x, mask=m, other=0.0).to(dtype)
+        b_dy = tl.load(p_dy + o_first + o_x, mask=m, other=0.0).to(dtype)
         b_dx = b_dy * b_w[None, :] * b_rstd + (b_x - b_g) * b_slope + b_level
-        tl.store(p_dx + o_x, b_dx, mask=m)
+        tl.store(p_dx + o_first + o_x, b_dx, mask=m)

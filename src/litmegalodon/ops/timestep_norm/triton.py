@@ -35,7 +35,7 @@ from litmegalodon.ops.timestep_norm.state import NormState
 WIDTH = 256
 # Segments that a scan takes at once.
 SCAN = 256
-SCAN_CONFIGS = (Config({}, num_warps=2),)
+SCAN_CONFIGS = (Config({}, num_warps=1),)
 
 
 def timestep_norm_triton(
@@ -78,14 +78,16 @@ class _Segments:
         self.eps = {"EPS": eps}
         self.width = {"WIDTH": min(WIDTH, triton.next_power_of_2(self.features))}
         block = triton.next_power_of_2(self.features)
-        # About 4,096 numbers at a time, whole rows in the first pass.
-        rows = min(self.size, max(1, 4096 // block))
+        # Whole rows, 2,048 or 4,096 numbers at a time.
+        rows = ((2048, 4), (4096, 8)) if block <= 2048 else ((4096, 8), (4096, 16))
         self.row_configs = tuple(
-            Config({"BLOCK_C": block, "ROWS": rows}, num_warps=w)
-            for w in ((4, 8) if block <= 2048 else (8, 16))
+            Config({"BLOCK_C": block, "ROWS": min(self.size, max(1, n // block))}, num_warps=w)
+            for n, w in rows
         )
+        # 16 or 32 numbers a thread; at 64 token_gradients_kernel runs out of registers.
+        columns = ((32, 8), (32, 4)) if block <= 32 else ((64, 8), (32, 8), (32, 4))
         self.column_configs = tuple(
-            Config({"BLOCK_C": min(block, c)}, num_warps=w) for c, w in ((64, 4), (32, 4), (64, 8))
+            Config({"BLOCK_C": min(block, c)}, num_warps=w) for c, w in columns
         )
         self.scan = {"J": self.number, "G": groups, "p_marks": self.marks}
         self.scan["K"] = min(SCAN, triton.next_power_of_2(self.number))
@@ -94,11 +96,11 @@ class _Segments:
         return torch.empty(shape, dtype=torch.float64, device=x.device)
 
     def of_segments(self, tiles):
-        return self.groups, self.number, self.batch
+        return self.groups * self.number, self.batch
 
     def of_blocks(self, tiles):
         blocks = triton.cdiv(self.features, self.width["WIDTH"])
-        return self.groups * blocks, self.number, self.batch
+        return self.groups * blocks * self.number, self.batch
 
     def of_rows(self, tiles):
         return self.groups, self.batch
