@@ -116,8 +116,13 @@ def _compile(source: ASTSource, gpu: GPUTarget, options: dict[str, Any]) -> Mach
             compiled = triton.compile(source, target=gpu, options=options)
     # The compiler raises whatever its passes raise; the report goes on and shows it.
     except Exception as error:
-        what = [f"{type(error).__name__}: {error}", *errors]
-        return MachineCode(failure="; ".join(what)[:1000])
+        # The innermost error says what is wrong, the outer ones where.
+        what = [*errors, str(error)]
+        while error.__cause__ is not None:
+            error = error.__cause__
+            what.insert(0, str(error))
+        what.insert(0, type(error).__name__)
+        return MachineCode(failure=": ".join(what)[:1000])
     shared = compiled.metadata.shared
     if gpu.backend == "hip":
         code = read_gcn(compiled.asm["amdgcn"], shared)
