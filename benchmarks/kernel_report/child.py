@@ -18,6 +18,8 @@ import torch
 from litmegalodon.ops.launch import Launch
 
 HERE = Path(__file__).parent
+# The modules that decide a count.
+COUNTING = ("counting", "shortcuts", "grid")
 
 
 def load(name: str) -> Callable:
@@ -50,7 +52,7 @@ def _key(launch: Launch, grid: tuple[int, ...]) -> str:
     key = hashlib.sha256()
     package = Path(launch.kernel.fn.__code__.co_filename).parent
     files = [*package.glob("*.py"), *package.parent.glob("*.py")]
-    for file in [*sorted(files), HERE / "counting.py", HERE / "grid.py"]:
+    for file in [*sorted(files), *(HERE / f"{n}.py" for n in COUNTING)]:
         key.update(file.read_bytes())
     parts = [launch.kernel.__name__, grid, sorted(launch.configs[0].tiles.items())]
     for name, value in launch.arguments.items():
