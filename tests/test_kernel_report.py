@@ -194,15 +194,16 @@ def test_sum_over_a_grid(kind, shape):
 
 @pytest.fixture(scope="module")
 def real_counts():
-    def run(documents: str):
+    def run(documents: str, **more: str):
         path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "benchmarks"))
-        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"} | more
         command = [sys.executable, "tests/kernel_report_real.py", documents]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    return {documents: run(documents) for documents in ("", "0,5,64,65,299")}
+    counts = {documents: run(documents) for documents in ("", "0,5,64,65,299")}
+    return counts | {"in full": run("", COUNT_IN_FULL="1")}
 
 
 PASSES = [
@@ -221,6 +222,11 @@ def test_counts_without_memory_are_those_of_a_real_run(real_counts, documents):
         assert with_memory["load"] > 0 and with_memory["store"] > 0
         for kind in ("load", "store"):
             assert every[kind] == with_memory[kind], (name, kind)
+
+
+@pytest.mark.slow
+def test_shortcuts_change_no_count(real_counts):
+    assert real_counts["in full"] == real_counts[""]
 
 
 @pytest.mark.slow
