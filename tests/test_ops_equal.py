@@ -9,13 +9,20 @@ from litmegalodon.ops import NormState, timestep_norm
 
 LENGTHS = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 200)
 # The interpreter is slow: segments of 32 tokens, none, one and more of them, whole and not.
-LENGTHS_TRITON = (1, 33, 135)
-SLOW_LENGTHS_TRITON = (2, 31, 32, 64, 200)
-CASES = [(o, "torch", n) for o in OPERATORS for n in LENGTHS]
-for o, impl in FORMS:
-    if impl == "triton":
-        CASES += [(o, impl, n) for n in LENGTHS_TRITON]
-        CASES += [pytest.param(o, impl, n, marks=pytest.mark.slow) for n in SLOW_LENGTHS_TRITON]
+LENGTHS_TRITON = (1, 2, 31, 32, 33, 64, 135, 200)
+QUICK = {(1, False), (1, True), (33, False), (135, True)}
+
+
+def cases():
+    for operator, impl in FORMS:
+        for length in LENGTHS_TRITON if impl == "triton" else LENGTHS:
+            for with_resets in (False, True):
+                slow = impl == "triton" and (length, with_resets) not in QUICK
+                name = f"{operator}-{impl}-{length}-{'resets' if with_resets else 'whole'}"
+                marks = pytest.mark.slow if slow else ()
+                yield pytest.param(operator, impl, length, with_resets, id=name, marks=marks)
+
+
 forms = pytest.mark.parametrize("operator, impl", FORMS, ids=str)
 
 
@@ -28,8 +35,7 @@ def assert_same(got, want):
             assert torch.equal(got[name], value), name
 
 
-@pytest.mark.parametrize("operator, impl, length", CASES, ids=str)
-@pytest.mark.parametrize("with_resets", (False, True), ids=("whole", "resets"))
+@pytest.mark.parametrize("operator, impl, length, with_resets", list(cases()))
 def test_a_form_equals_the_reference_in_outputs_states_and_gradients(
     operator, impl, length, with_resets
 ):

@@ -25,8 +25,16 @@ def assert_gradients(objective, given, want, kind):
         assert_equal(value, grad, name=f"{kind}.{name}")
 
 
-@pytest.mark.parametrize("impl", WITH_TRITON)
-@pytest.mark.parametrize("case", cases("op_cema"))
+def every(name):
+    """All cases with all implementations; the interpreter is slow at the longest."""
+    for case in cases(name):
+        for impl in WITH_TRITON:
+            slow = impl == "triton" and case.startswith("L200")
+            marks = pytest.mark.slow if slow else ()
+            yield pytest.param(case, impl, id=f"{case}-{impl}", marks=marks)
+
+
+@pytest.mark.parametrize("case, impl", list(every("op_cema")))
 def test_cema(case, impl):
     given = leaves(tensors("op_cema", f"{case}.in"))
     want, cot = tensors("op_cema", f"{case}.out"), tensors("op_cema", f"{case}.cot")
@@ -41,8 +49,7 @@ def test_cema(case, impl):
         assert_gradients(objective, given, tensors("op_cema", f"{case}.{kind}"), kind)
 
 
-@pytest.mark.parametrize("impl", WITH_TRITON)
-@pytest.mark.parametrize("case", cases("op_timestep_norm"))
+@pytest.mark.parametrize("case, impl", list(every("op_timestep_norm")))
 def test_timestep_norm(case, impl):
     meta = describe("op_timestep_norm")
     given = leaves(tensors("op_timestep_norm", f"{case}.in"))

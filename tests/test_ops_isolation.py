@@ -75,7 +75,7 @@ def test_a_document_changes_no_bit_of_another(operator, kind, row, number):
 @pytest.mark.parametrize(
     "kind, parity",
     [
-        pytest.param(kind, parity, marks=() if kind == "nan" else pytest.mark.slow)
+        pytest.param(kind, parity, marks=() if (kind, parity) == ("nan", 1) else pytest.mark.slow)
         for kind in DISTURBANCES
         for parity in (0, 1)
     ],

@@ -89,7 +89,7 @@ def test_nothing_is_measured_or_run_while_recording(measuring):
 
 
 def test_deterministic_runs_and_the_interpreter_do_not_measure(monkeypatch):
-    on_gpu = {"p_x": SimpleNamespace(is_cuda=True)}
+    on_gpu = {"p_x": SimpleNamespace(is_cuda=True, device="cuda:0")}
     monkeypatch.setattr(launch, "Tensor", SimpleNamespace)
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

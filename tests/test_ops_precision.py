@@ -13,9 +13,16 @@ operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
 LONG = 100_000
 
 
-@pytest.mark.parametrize("operator, impl", FORMS, ids=str)
+@pytest.mark.parametrize(
+    "operator, impl, with_resets",
+    [
+        pytest.param(o, impl, w, marks=pytest.mark.slow if impl == "triton" and not w else ())
+        for o, impl in FORMS
+        for w in (False, True)
+    ],
+    ids=lambda v: {False: "whole", True: "resets"}[v] if isinstance(v, bool) else str(v),
+)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("with_resets", (False, True), ids=("whole", "resets"))
 def test_outputs_states_and_gradients_pass_the_precision_gate(operator, impl, dtype, with_resets):
     given = operator.rounded(operator.inputs(3, 150, 5), dtype)
     exact_given = {k: v.double() if v.is_floating_point() else v for k, v in given.items()}

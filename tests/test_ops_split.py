@@ -55,15 +55,8 @@ def test_one_token_a_call_equals_one_call(operator, impl):
 
 
 @pytest.mark.parametrize("operator, impl", [form for form in FORMS if form[1] == "triton"], ids=str)
-@pytest.mark.parametrize(
-    "cuts",
-    [
-        (1, 5, 64),
-        pytest.param((31, 32, 33, 149), marks=pytest.mark.slow),
-        pytest.param((8, 16, 17, 99), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", ((1, 5, 64), (8, 31, 32, 33, 149)), ids=str)
 def test_split_into_calls_the_kernels_give_what_one_call_gives(operator, impl, cuts):
     resets = resets_at([(0, 4), (0, 5), (0, 63), (0, 64), (0, 149), (1, 1), (1, 31), (1, 32)])
     assert_split_is_whole(operator, list(cuts), resets, impl)

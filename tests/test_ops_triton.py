@@ -132,7 +132,9 @@ def custom_operators():
     }
 
 
-@pytest.mark.parametrize("name", ("cema", "cema-fresh", "timestep_norm"))
+@pytest.mark.parametrize(
+    "name", (pytest.param("cema", marks=pytest.mark.slow), "cema-fresh", "timestep_norm")
+)
 def test_the_operators_are_registered_as_torch_wants_them(name):
     # Schema, fake tensors, autograd registration and tracing.
     op, args = custom_operators()[name]
@@ -148,6 +150,22 @@ def test_torch_compile_takes_the_whole_operator_without_a_break(operator):
     got = with_gradients(lambda t: compiled(t, resets, "triton"), given)
     for name, value in want.items():
         assert_equal(got[name], value, 1e-12, name)
+
+
+@operators
+def test_one_graph_of_torch_compile_serves_several_lengths(operator):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(operator.call, backend=count, fullgraph=True, dynamic=True)
+    for length in (41, 44, 50):
+        given = operator.inputs(2, length, length)
+        want, got = (call(given, None, "triton")["y"] for call in (operator.call, compiled))
+        assert_equal(got, want, 1e-12)
+    assert len(graphs) == 1
 
 
 @operators

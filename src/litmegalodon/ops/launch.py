@@ -13,7 +13,7 @@ where nothing can be measured.
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,18 @@ def launch(kernel: Any, grid: Any, arguments: Mapping[str, Any], configs: Sequen
 
 def _start(kernel: Any, grid: Any, arguments: Mapping[str, Any], config: Config) -> None:
     tiles = dict(config.tiles)
-    kernel[grid(tiles)](
-        **arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages
-    )
+    device = _device(arguments)
+    # Triton takes the current device, whatever device the tensors are on.
+    with nullcontext() if device is None else torch.cuda.device(device):
+        kernel[grid(tiles)](
+            **arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages
+        )
+
+
+def _device(arguments: Mapping[str, Any]) -> torch.device | None:
+    """The GPU that the tensors are on, None without one."""
+    tensors = (v for v in arguments.values() if isinstance(v, Tensor))
+    return next((t.device for t in tensors if t.is_cuda), None)
 
 
 # The fastest configuration by kernel and size.
@@ -90,7 +99,7 @@ _fastest_of: dict[tuple, Config] = {}
 def _can_measure(arguments: Mapping[str, Any]) -> bool:
     return (
         not INTERPRETED
-        and any(isinstance(v, Tensor) and v.is_cuda for v in arguments.values())
+        and _device(arguments) is not None
         and not torch.are_deterministic_algorithms_enabled()
         and not torch.cuda.is_current_stream_capturing()
     )

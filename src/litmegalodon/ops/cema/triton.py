@@ -12,8 +12,8 @@ G = p g and of q; p's follows from G's, since y is a function of G, q, h_0 / p a
 
     d_p = Re(g d_G) + (Re(conj(dh_L) h_L) - Re(conj(dh_0) h_0)) / p
 
-x is read twice forward; x once and y's gradient three times backward. Only the states
-entering the segments are saved.
+Forward reads x twice; backward reads x once and the gradient of y three times. Only the states that
+enter the segments are saved.
 
 Shapes: B batch, L length, D channels, N order (BLOCK_N: the next power of two), S tokens a segment,
 J segments.
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from litmegalodon.ops.cema.coefficients import Coefficients, coefficients
 from litmegalodon.ops.cema.kernels import (
-    coefficient_gradients_kernel,
     emit_kernel,
     end_states_kernel,
     scan_kernel,
 )
+from litmegalodon.ops.cema.kernels_backward import coefficient_gradients_kernel
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import Config, launch
 
@@ -125,18 +125,21 @@ class _Tables:
     """
 
     def __init__(self, c: Coefficients, omega: Tensor, segments: _Segments):
-        exponents = torch.tensor([1, 2, 4, segments.size, segments.last], dtype=torch.float64)
-        log_q = torch.complex(c.log_decay, c.angle).t()
-        q = (log_q * exponents.to(log_q.device)[:, None, None]).exp()  # 5 x N x D
+        def power(n):
+            return torch.polar((n * c.log_decay).exp(), n * c.angle).t()  # N x D
+
+        q, over_segment, over_last = (power(n) for n in (1, segments.size, segments.last))
+        squared = q * q
         p = c.p.t().to(q.dtype)
-        self.q, self.g = q[0], torch.complex(c.g_re, c.g_im).t()
+        self.q, self.g = q, torch.complex(c.g_re, c.g_im).t()
         weights = p * self.g
-        later = self.q * weights
-        self.powers = self._planes([*q[:3], later, weights], segments).to(segments.dtype)
+        later = q * weights
+        powers = [q, squared, squared * squared, later, weights]
+        self.powers = self._planes(powers, segments).to(segments.dtype)
         taps = torch.stack([weights.real.sum(0) + omega.double()[:, 0], later.real.sum(0)])
         self.taps = taps.to(segments.dtype)
-        self.carry = self._planes([*q[3:], p, 1 / p], segments)
-        self.carry_reverse = self._planes([*q[3:], self.q * self.g, p], segments)
+        self.carry = self._planes([over_segment, over_last, p, 1 / p], segments)
+        self.carry_reverse = self._planes([over_segment, over_last, q * self.g, p], segments)
 
     @staticmethod
     def _planes(values: list[Tensor], segments: _Segments) -> Tensor:

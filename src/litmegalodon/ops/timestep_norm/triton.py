@@ -56,7 +56,10 @@ def timestep_norm_triton(
 
 def segment_length(length: int) -> int:
     """S: shorter segments where there are few tokens, so that there is work for many programs."""
-    return min(128, max(16, triton.next_power_of_2(length) // 8))
+    size = 128
+    while size > 16 and length <= 4 * size:
+        size //= 2
+    return size
 
 
 class _Segments:
