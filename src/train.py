@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from litmegalodon.utils import errors
+from litmegalodon.utils.allocator import keep_freed_memory
 from litmegalodon.utils.checkpoints import newest
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import (
@@ -85,4 +86,5 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     with errors.composing():
         prepare(__file__)
+        keep_freed_memory()
         main()

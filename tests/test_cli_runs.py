@@ -66,6 +66,11 @@ def test_an_evaluation_gives_the_metrics_of_the_training_run(trained: tuple[Path
         shown = re.search(rf"^{name} +(\S+)$", done.stdout, re.MULTILINE)
         assert shown is not None, done.stdout
         assert shown[1] == f"{float(row[name]):.6g}"
+    # What the figures are read beside.
+    assert re.search(r"^gzip bpb +\d\.\d+$", done.stdout, re.MULTILINE)
+    assert re.search(r"^xz bpb +\d\.\d+$", done.stdout, re.MULTILINE)
+    fingerprint = re.search(r"fingerprint (\w{16})$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^fingerprint +{fingerprint[1]}$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from config_helpers import composed
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.command_line import quote_path, read_env
+from litmegalodon.utils.printing import opening
 from litmegalodon.utils.saved_settings import adopt_settings
 from litmegalodon.utils.settings import check_settings
 from runs import ROOT, command
@@ -219,6 +220,26 @@ def test_an_evaluation_takes_the_runs_settings_and_the_command_line_goes_first(
     assert cfg.trainer.precision == "bf16-mixed"
     assert cfg.trainer.limit_val_batches == saved.trainer.limit_val_batches
     check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_said"),
+    [
+        (["trainer.max_steps=21"], True),
+        (["trainer.max_steps=20"], False),
+        (["trainer.max_steps=21", "model.scheduler.kind=constant"], False),
+    ],
+)
+def test_steps_after_the_schedules_end_are_said(
+    settings: list[str], is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = composed("experiment=debug", "extras.print_config=false", *settings, folder=tmp_path)
+    check_settings(cfg)
+    opening(cfg)
+    said = (
+        "trainer.max_steps=21 goes past model.scheduler.total_steps=20: " in capsys.readouterr().out
+    )
+    assert said is is_said
 
 
 @pytest.mark.parametrize(

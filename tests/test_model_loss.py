@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from golden_data import assert_equal
 from hard import hard_config, hard_model, hard_resets, hard_state, hard_tokens
 
-MAX_LOGITS = "litmegalodon.models.megalodon.MAX_LOGITS"
+MAX_LOGITS = "litmegalodon.models.loss.MAX_LOGITS"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=("fp64", "fp32"))
 
@@ -108,7 +108,7 @@ def test_an_ignored_target_changes_no_gradient():
 # Prints by how many bytes the process grew at its peak, first in pieces, then with all logits held.
 MEASURE = """
 import torch
-import litmegalodon.models.megalodon as megalodon
+import litmegalodon.models.loss as loss
 from litmegalodon.models import Megalodon, MegalodonConfig
 torch.set_num_threads(1)
 def peak():
@@ -119,7 +119,7 @@ model = Megalodon(MegalodonConfig({vocabulary}, 1, 16, 8, 8, 1, 8, 2, 128, 4))
 tokens = torch.arange({length})[None]
 def grow(most, length):
     before = peak()
-    megalodon.MAX_LOGITS = most
+    loss.MAX_LOGITS = most
     model.loss(tokens[:, :length], tokens[:, :length])[0].backward()
     return peak() - before
 for most in (0, 2**40):

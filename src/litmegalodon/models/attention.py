@@ -8,13 +8,24 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, rms_norm, silu
+from torch.nn.functional import silu
 
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.layers import ComplexEMA, Linear, RMSNorm, TimestepNorm
+from litmegalodon.models.rows import (
+    Dropout,
+    accumulators,
+    add_product,
+    as_gradients,
+    cast,
+    product_dtype,
+    rms,
+    rms_backward,
+)
 from litmegalodon.models.state import LayerState
 from litmegalodon.ops import chunk_attention
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
+from litmegalodon.ops.tiles import tiles
 
 
 class MovingAverageGatedAttention(nn.Module):
@@ -52,19 +63,30 @@ class MovingAverageGatedAttention(nn.Module):
         seed: int | None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], position int64 [B], seed of DropKey -> Y [B, L, D], state."""
-        c = self.config
-        hidden_dropout = c.hidden_dropout if self.training else 0.0
+        c, (batch, length, dim) = self.config, x.shape
+        hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         t, norm_state = self.timenorm(x, state.norm if state else None, resets)
-        m, h = self.cema(t, state.h if state else None, resets)
-        m = dropout(self.rmsnorm(m), hidden_dropout)
+        ema, h = self.cema(t, state.h if state else None, resets)
 
-        q, k = self._queries_and_keys(self.wz(m))
-        v = silu(self.wv(t))  # B x L x E
-        gate = silu(self.wr(m))
+        m, q, k, v, r = _Projections.apply(
+            ema.flatten(0, 1),
+            t.flatten(0, 1),
+            self.rmsnorm.weight,
+            self.wz.weight,
+            self.wz.bias,
+            self.gamma,
+            self.beta,
+            self.wv.weight,
+            self.wv.bias,
+            self.wr.weight,
+            self.wr.bias,
+            c.num_heads,
+            c.norm_eps,
+            product_dtype(ema),
+            Dropout(hidden, batch * length, dim, x.device),
+        )
         a, kv = chunk_attention(
-            q.to(v.dtype),
-            k.to(v.dtype),
-            v.unflatten(-1, (c.num_heads, -1)),
+            *(u.view(batch, length, c.num_heads, -1) for u in (q, k, v)),
             chunk_size=c.chunk_size,
             rope_base=c.rope_base or 10_000.0,
             position=position,
@@ -74,16 +96,136 @@ class MovingAverageGatedAttention(nn.Module):
             seed=seed,
             impl=self.impl,
         )
-        gated = dropout(a.flatten(2) * gate, hidden_dropout)
-        y = self.wh1(m) + self.wh2(gated)
-        y = dropout(y, c.dropout, self.training) + x
-        return y, LayerState(norm_state, h, kv)
+        y = _GatedOutput.apply(
+            x.flatten(0, 1),
+            m,
+            a.flatten(0, 1).flatten(1),
+            r,
+            self.wh1.weight,
+            self.wh1.bias,
+            self.wh2.weight,
+            Dropout(hidden, batch * length, c.value_dim, x.device),
+            Dropout(outer, batch * length, dim, x.device),
+        )
+        return y.view_as(x), LayerState(norm_state, h, kv)
 
-    def _queries_and_keys(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z [B, L, Z] -> q, k [B, L, H, z]: normalised per head, then an affine each."""
-        heads, dtype = self.config.num_heads, compute_dtype(z)
-        z = z.unflatten(-1, (heads, -1)).to(dtype)
-        z = rms_norm(z, (z.shape[-1],), eps=self.config.norm_eps)
-        scale = (self.gamma.to(dtype) + 1) / math.sqrt(z.shape[-1])
-        scale, shift = (u.unflatten(-1, (heads, -1)) for u in (scale, self.beta.to(dtype)))
-        return z * scale[0] + shift[0], z * scale[1] + shift[1]
+
+class _Projections(torch.autograd.Function):
+    """From CEMA's output and T to M, queries, keys, values and the gate's pre-activation.
+
+    M = RMSNorm(ema); Z = M Wz + bz normalised per head; q, k = Z * (gamma + 1) / sqrt(z) + beta; v
+    = silu(T Wv + bv); r = M Wr + br.
+    """
+
+    @staticmethod
+    @forward_pass
+    def forward(ctx, ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, heads, eps, dtype, drop):
+        wide = compute_dtype(ema)
+        matrices = cast(dtype, wz, bz, wv, bv, wr, br)
+        to_z, z_bias, to_v, v_bias, to_r, r_bias = matrices
+        rows, (e, z) = len(ema), (len(wv), len(wz))
+        m = ema.new_empty(rows, ema.shape[1], dtype=dtype)
+        zs, q, k = (ema.new_empty(rows, z, dtype=dtype) for _ in range(3))
+        pre, v, r = (ema.new_empty(rows, e, dtype=dtype) for _ in range(3))
+        scale, shift = _affine(gamma, beta, heads, wide)
+        for tile in tiles(ema):
+            m[tile] = drop(_scaled(rms(ema[tile].to(wide), eps)[0], weight), tile)
+            torch.addmm(z_bias, m[tile], to_z.t(), out=zs[tile])
+            normed, _ = rms(zs[tile].to(wide).unflatten(1, (heads, -1)), eps)
+            q[tile] = torch.addcmul(shift[0], normed, scale[0]).flatten(1)
+            k[tile] = torch.addcmul(shift[1], normed, scale[1]).flatten(1)
+            torch.addmm(v_bias, t[tile].to(dtype), to_v.t(), out=pre[tile])
+            v[tile] = silu(pre[tile])
+            torch.addmm(r_bias, m[tile], to_r.t(), out=r[tile])
+        ctx.save_for_backward(
+            ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, m.detach(), zs, pre
+        )
+        ctx.heads, ctx.eps, ctx.drop, ctx.dtype = heads, eps, drop, dtype
+        return m, q, k, v, r
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, d_m, d_q, d_k, d_v, d_r):
+        ema, t, *parameters, m, zs, pre = ctx.saved_tensors
+        weight, wz, _, gamma, beta, wv, _, wr, _ = parameters
+        dtype, wide, heads, eps = ctx.dtype, compute_dtype(ema), ctx.heads, ctx.eps
+        to_z, to_v, to_r = cast(dtype, wz, wv, wr)
+        totals = accumulators(*parameters)
+        d_weight, d_wz, d_bz, d_gamma, d_beta, d_wv, d_bv, d_wr, d_br = totals
+        d_ema, d_t = torch.empty_like(ema), torch.empty_like(t)
+        scale, _ = _affine(gamma, beta, heads, wide)
+        root = math.sqrt(len(wz) // heads)
+        for tile in tiles(ema):
+            d_pre = torch.ops.aten.silu_backward(d_v[tile], pre[tile])
+            add_product(d_wv, d_pre.t(), t[tile].to(dtype))
+            d_bv += d_pre.sum(0)
+            d_t[tile] = d_pre @ to_v
+
+            normed, factor = rms(zs[tile].to(wide).unflatten(1, (heads, -1)), eps)
+            d_normed = torch.zeros_like(normed)
+            for i, d_affine in enumerate((d_q[tile], d_k[tile])):
+                d_affine = d_affine.to(wide).view_as(normed)
+                d_gamma[i] += (d_affine * normed).sum(0).flatten() / root
+                d_beta[i] += d_affine.sum(0).flatten()
+                d_normed.addcmul_(d_affine, scale[i])
+            d_z = rms_backward(d_normed, normed, factor).flatten(1).to(dtype)
+            d_m_tile = (d_z @ to_z).addmm_(d_r[tile], to_r)
+            for d_out, d_matrix, d_bias in ((d_z, d_wz, d_bz), (d_r[tile], d_wr, d_br)):
+                add_product(d_matrix, d_out.t(), m[tile])
+                d_bias += d_out.sum(0)
+            d_m_tile = ctx.drop(d_m_tile.to(wide).add_(d_m[tile]), tile)
+            normed, factor = rms(ema[tile].to(wide), eps)
+            if weight is not None:
+                d_weight += (d_m_tile * normed).sum(0)
+                d_m_tile = d_m_tile * (weight + 1)
+            d_ema[tile] = rms_backward(d_m_tile, normed, factor)
+        return d_ema, d_t, *as_gradients(totals, parameters), None, None, None, None
+
+
+def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:
+    return normed if weight is None else normed * (weight + 1)
+
+
+def _affine(gamma: Tensor, beta: Tensor, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and shift of queries and keys, both [2, H, z]; 1 / sqrt(z) is a part of the scale."""
+    scale, shift = (u.to(dtype).unflatten(-1, (heads, -1)) for u in (gamma + 1, beta))
+    return scale / math.sqrt(scale.shape[-1]), shift
+
+
+class _GatedOutput(torch.autograd.Function):
+    """Y = M Wh1 + bh1 + (A * silu(r)) Wh2 + X."""
+
+    @staticmethod
+    @forward_pass
+    def forward(ctx, x, m, a, r, wh1, bh1, wh2, drop_inner, drop_outer):
+        h1, b1, h2 = cast(m.dtype, wh1, bh1, wh2)
+        y = torch.empty_like(x)
+        for tile in tiles(x):
+            gated = drop_inner(silu(r[tile]).mul_(a[tile]), tile)
+            out = torch.addmm(b1, m[tile], h1.t()).addmm_(gated, h2.t())
+            torch.add(x[tile], drop_outer(out, tile), out=y[tile])
+        ctx.save_for_backward(m, a, r, wh1, bh1, wh2)
+        ctx.drops = drop_inner, drop_outer
+        return y
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, grad):
+        m, a, r, *parameters = ctx.saved_tensors
+        drop_inner, drop_outer = ctx.drops
+        h1, _, h2 = cast(m.dtype, *parameters)
+        totals = accumulators(*parameters)
+        d_wh1, d_bh1, d_wh2 = totals
+        d_m, d_a, d_r = torch.empty_like(m), torch.empty_like(a), torch.empty_like(r)
+        for tile in tiles(grad):
+            d_out = drop_outer(grad[tile], tile)
+            d_bh1 += d_out.sum(0)
+            d_out = d_out.to(m.dtype)
+            add_product(d_wh1, d_out.t(), m[tile])
+            torch.mm(d_out, h1, out=d_m[tile])
+            gate = silu(r[tile])
+            add_product(d_wh2, d_out.t(), drop_inner(gate * a[tile], tile))
+            d_gated = drop_inner(d_out @ h2, tile)
+            torch.mul(d_gated, gate, out=d_a[tile])
+            d_r[tile] = torch.ops.aten.silu_backward(d_gated.mul_(a[tile]), r[tile])
+        return grad, d_m, d_a, d_r, *as_gradients(totals, parameters), None, None

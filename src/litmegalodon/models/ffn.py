@@ -1,11 +1,24 @@
-"""The normalised feed-forward network with its two-hop residual."""
+"""The normalised feed-forward network with its two-hop residual.
+
+Shapes: R rows (tokens of all batch rows), D model_dim, F inner width.
+"""
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, silu
+from torch.nn.functional import silu
 
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.layers import LayerNorm, Linear
+from litmegalodon.models.rows import (
+    Dropout,
+    accumulators,
+    add_product,
+    as_gradients,
+    cast,
+    product_dtype,
+)
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
+from litmegalodon.ops.tiles import tiles
 
 
 class NormalizedFeedForward(nn.Module):
@@ -26,12 +39,96 @@ class NormalizedFeedForward(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Attention's output y and the block's input x, both [B, L, D] -> the block's output."""
-        f = self.norm(y)
-        u = silu(self.fc1(f))
-        if self.fc3 is not None:
-            u = u * self.fc3(f)
-        out = self.fc2(dropout(u, self.config.hidden_dropout, self.training))
-        out = dropout(out, self.config.dropout, self.training)
-        if self.alpha is not None:
-            out = out * self.alpha
-        return out + x
+        c, flat = self.config, y.flatten(0, 1)
+        inner, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
+        out = _FeedForward.apply(
+            flat,
+            x.flatten(0, 1),
+            self.norm.weight,
+            self.norm.bias,
+            self.fc1.weight,
+            self.fc3.weight if self.fc3 is not None else None,
+            self.fc2.weight,
+            self.alpha,
+            c.norm_eps,
+            product_dtype(flat),
+            Dropout(inner, len(flat), c.ffn_hidden_dim, flat.device),
+            Dropout(outer, len(flat), c.model_dim, flat.device),
+        )
+        return out.view_as(x)
+
+
+def _norm(y: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    """LayerNorm with a weight stored minus one, the mean and 1 / deviation."""
+    scale = None if weight is None else weight + 1
+    return torch.native_layer_norm(y, y.shape[-1:], scale, bias, eps)
+
+
+class _FeedForward(torch.autograd.Function):
+    """Saves y and the pre-activations a = F W1 and b = F W3."""
+
+    @staticmethod
+    @forward_pass
+    def forward(ctx, y, x, weight, bias, w1, w3, w2, alpha, eps, dtype, drop_inner, drop_outer):
+        wide = compute_dtype(y)
+        first, gate, last = cast(dtype, w1, w3, w2)
+        a = y.new_empty(len(y), len(w1), dtype=dtype)  # R x F
+        b = None if w3 is None else torch.empty_like(a)
+        out = torch.empty_like(x)
+        for tile in tiles(y):
+            f = _norm(y[tile].to(wide), weight, bias, eps)[0].to(dtype)
+            u = silu(torch.mm(f, first.t(), out=a[tile]))
+            if b is not None:
+                u.mul_(torch.mm(f, gate.t(), out=b[tile]))
+            p = drop_outer(drop_inner(u, tile) @ last.t(), tile)
+            torch.add(x[tile], p if alpha is None else p * alpha, out=out[tile])
+        ctx.save_for_backward(y, weight, bias, w1, w3, w2, alpha, a, b)
+        ctx.eps, ctx.dtype, ctx.drops = eps, dtype, (drop_inner, drop_outer)
+        return out
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, grad):
+        y, weight, bias, w1, w3, w2, alpha, a, b = ctx.saved_tensors
+        dtype, wide, (drop_inner, drop_outer) = ctx.dtype, compute_dtype(y), ctx.drops
+        first, gate, last = cast(dtype, w1, w3, w2)
+        parameters = (weight, bias, w1, w3, w2, alpha)
+        totals = accumulators(*parameters)
+        d_weight, d_bias, d_w1, d_w3, d_w2, d_alpha = totals
+        d_y = torch.empty_like(y)
+        for tile in tiles(y):
+            s = silu(a[tile])
+            u = drop_inner(s if b is None else s * b[tile], tile)
+            d_p = grad[tile]
+            if alpha is not None:
+                d_alpha += (d_p * drop_outer(u @ last.t(), tile)).sum(0)
+                d_p = d_p * alpha
+            d_p = drop_outer(d_p, tile).to(dtype)
+            add_product(d_w2, d_p.t(), u)
+            d_u = drop_inner(d_p @ last, tile)
+            f, mean, rstd = _norm(y[tile].to(wide), weight, bias, ctx.eps)
+            f = f.to(dtype)
+            if b is not None:
+                d_b = d_u * s
+                d_u.mul_(b[tile])
+            d_a = torch.ops.aten.silu_backward(d_u, a[tile])
+            d_f = d_a @ first
+            add_product(d_w1, d_a.t(), f)
+            if b is not None:
+                d_f.addmm_(d_b, gate)
+                add_product(d_w3, d_b.t(), f)
+            parts = torch.ops.aten.native_layer_norm_backward(
+                d_f.to(wide),
+                y[tile].to(wide),
+                y.shape[-1:],
+                mean,
+                rstd,
+                None if weight is None else weight + 1,
+                bias,
+                [True, weight is not None, bias is not None],
+            )
+            d_y[tile] = parts[0]
+            if weight is not None:
+                d_weight += parts[1]
+                d_bias += parts[2]
+        return d_y, grad, *as_gradients(totals, parameters), None, None, None, None

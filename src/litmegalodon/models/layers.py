@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from litmegalodon.ops import NormState, cema, timestep_norm
-from litmegalodon.ops.dispatch import compute_dtype
 
 
 class Linear(nn.Linear):
@@ -80,37 +79,28 @@ class ComplexEMA(KeepsFloat32):
 
 
 class RMSNorm(KeepsFloat32):
-    """x / sqrt(mean x^2 + eps) * (weight + 1)."""
+    """The weight of x / sqrt(mean x^2 + eps) * (weight + 1), which attention computes in tiles."""
 
     def __init__(self, dim: int, eps: float, affine: bool):
         super().__init__()
         self.dim, self.eps = dim, eps
         self.weight = nn.Parameter(torch.empty(dim)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., D]."""
-        y = x.to(compute_dtype(x))
-        weight = None if self.weight is None else self.weight + 1
-        return nn.functional.rms_norm(y, (self.dim,), weight, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"
 
 
 class LayerNorm(KeepsFloat32):
-    """(x - mean) / sqrt(var + eps) * (weight + 1) + bias, biased variance."""
+    """Weight and bias of (x - mean) / sqrt(var + eps) * (weight + 1) + bias, biased variance.
+
+    The feed-forward network computes it in tiles.
+    """
 
     def __init__(self, dim: int, eps: float, affine: bool):
         super().__init__()
         self.dim, self.eps = dim, eps
         self.weight = nn.Parameter(torch.empty(dim)) if affine else None
         self.bias = nn.Parameter(torch.empty(dim)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., D]."""
-        y = x.to(compute_dtype(x))
-        weight = None if self.weight is None else self.weight + 1
-        return nn.functional.layer_norm(y, (self.dim,), weight, self.bias, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"

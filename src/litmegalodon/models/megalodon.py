@@ -7,26 +7,29 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout, linear_cross_entropy
+from torch.nn.functional import dropout
+from torch.utils.checkpoint import checkpoint
 
 from litmegalodon.models.attention import MovingAverageGatedAttention
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
 from litmegalodon.models.layers import Linear, TimestepNorm
+from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.state import LayerState, MegalodonState
 from litmegalodon.ops.dispatch import IMPLEMENTATIONS
 
-IGNORED = -100
-# Above this many logits (256 MiB in float32) the loss is computed without holding them all.
-MAX_LOGITS = 2**26
-
 
 class Block(nn.Module):
-    """One layer: gated attention with its moving average, then the feed-forward network."""
+    """One layer: gated attention with its moving average, then the feed-forward network.
+
+    With `activation_checkpointing` it keeps its input only and is computed again in the backward
+    pass.
+    """
 
     def __init__(self, config: MegalodonConfig, impl: str):
         super().__init__()
+        self.activation_checkpointing = False
         self.mega = MovingAverageGatedAttention(config, impl)
         self.nffn = NormalizedFeedForward(config)
 
@@ -39,6 +42,19 @@ class Block(nn.Module):
         seed: int | None = None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], position int64 [B] -> [B, L, D], state."""
+        # In here, not around the block: what shards parameters wraps the block once.
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, state, position, resets, seed, use_reentrant=False)
+        return self._compute(x, state, position, resets, seed)
+
+    def _compute(
+        self,
+        x: Tensor,
+        state: LayerState | None,
+        position: Tensor,
+        resets: Tensor | None,
+        seed: int | None,
+    ) -> tuple[Tensor, LayerState]:
         y, state = self.mega(x, state, position, resets, seed)
         return self.nffn(y, x), state
 
@@ -140,19 +156,8 @@ class Megalodon(nn.Module):
                 f"it must be that of tokens, {tuple(tokens.shape)}"
             )
         x, state = self._hidden(tokens, state, resets)
-        weight = self.output.output.weight
-        flat, labels = x.flatten(0, 1), targets.flatten()
-        if labels.numel() * weight.shape[0] > MAX_LOGITS:
-            options = torch.nn.LinearCrossEntropyOptions()
-            nll = linear_cross_entropy(
-                flat, weight, labels, ignore_index=IGNORED, reduction="none", options=options
-            )
-            # Its own sum would be rounded to bfloat16 in a bfloat16 model.
-            nll = nll.to(torch.promote_types(nll.dtype, torch.float32)).sum()
-        else:
-            logits = self.output.output(flat)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            nll = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        labels = targets.flatten()
+        nll = sum_of_nll(x.flatten(0, 1), self.output.output.weight, labels)
         return nll, (labels != IGNORED).sum(), state
 
     def _hidden(

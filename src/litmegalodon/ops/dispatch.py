@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from litmegalodon.ops import launch
 
@@ -113,6 +114,29 @@ def public(operator: Callable) -> Callable:
     def run(x: Tensor, *args, impl: str = "auto", **kwargs):
         traced = impl == "triton" or (impl == "auto" and x.is_cuda and TRITON_INSTALLED)
         return (in_own_precision if traced else opaque)(x, *args, impl=impl, **kwargs)
+
+    return run
+
+
+def forward_pass(function: Callable) -> Callable:
+    """For the forward pass of a function with a hand-written backward: autocast changes neither."""
+
+    @functools.wraps(function)
+    def run(ctx, x: Tensor, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *args)
+
+    return run
+
+
+def backward_pass(function: Callable) -> Callable:
+    """For a hand-written backward pass: it has no derivative, and autocast does not change it."""
+
+    @once_differentiable
+    @functools.wraps(function)
+    def run(ctx, grad: Tensor, *grads):
+        with torch.autocast(grad.device.type, enabled=False):
+            return function(ctx, grad, *grads)
 
     return run
 

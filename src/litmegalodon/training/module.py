@@ -38,6 +38,8 @@ class MegalodonModule(lightning.LightningModule):
         optimizer: makes the optimizer from (name, parameter) pairs.
         scheduler: makes the schedule from the optimizer.
         compile: torch.compile each block.
+        activation_checkpointing: keep only each block's input for the backward pass, and compute
+            the block again there: less memory, a third more time.
         init_from: checkpoint to take the weights from.
         seed: of weights and dropout.
         impl: implementation of the operators.
@@ -49,6 +51,7 @@ class MegalodonModule(lightning.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
         compile: bool = False,
+        activation_checkpointing: bool = False,
         init_from: str | None = None,
         seed: int = 0,
         impl: str = "auto",
@@ -61,6 +64,8 @@ class MegalodonModule(lightning.LightningModule):
         self.save_hyperparameters({"config": config.to_dict(), "resume": {}}, logger=False)
         with torch.device("meta"):
             self.model = Megalodon(config, impl)
+        for block in self.model.layers:
+            block.activation_checkpointing = activation_checkpointing
         self.val_loss = TokenLoss()
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens.
         self._step_sums: Tensor | None = None

@@ -43,6 +43,8 @@ def opening(cfg: DictConfig) -> None:
     if cfg.extras.print_config:
         print_config(cfg, folder)
     say(f"run folder: {short_path(folder)}")
+    if cfg.get("train"):
+        say_where_the_schedule_ends(cfg)
     if cfg.get("init_from"):
         say(f"weights from: {short_path(Path(cfg.init_from))}")
     if cfg.ckpt_path:
@@ -54,6 +56,17 @@ def opening(cfg: DictConfig) -> None:
                 "this run's metrics and checkpoints go to its own folder;"
                 f" hydra.run.dir={short_path(earlier)} would add to the earlier one"
             )
+
+
+def say_where_the_schedule_ends(cfg: DictConfig) -> None:
+    """Say so where steps come after the schedule's end: allowed, but seldom meant."""
+    schedule, steps = cfg.model.scheduler, cfg.trainer.max_steps
+    if schedule.kind != "constant" and steps > schedule.total_steps:
+        say(
+            f"trainer.max_steps={steps} goes past model.scheduler.total_steps="
+            f"{schedule.total_steps}: steps after that keep the final rate,"
+            f" {schedule.final_ratio:g} of model.optimizer.lr"
+        )
 
 
 def tame_lightning() -> None:

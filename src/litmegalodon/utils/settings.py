@@ -51,6 +51,7 @@ FLAGS = (
     "train",
     "test",
     "model.compile",
+    "model.activation_checkpointing",
     "data.shuffle",
     "data.reset_documents",
     "extras.ignore_warnings",

@@ -9,22 +9,11 @@ from litmegalodon.ops.chunk_attention.state import KeyValueState
 from litmegalodon.ops.dispatch import check_input, choose, public
 
 
-def chunk_attention_triton(*arguments) -> tuple[Tensor, KeyValueState]:
-    """The Triton form, imported when it is first asked for.
+def chunk_attention_triton(*args) -> tuple[Tensor, KeyValueState]:
+    """The Triton form, imported when it is needed: not every machine has Triton."""
+    from litmegalodon.ops.chunk_attention.triton import chunk_attention_triton as form
 
-    Raises:
-        ValueError: Triton is not installed.
-    """
-    try:
-        from litmegalodon.ops.chunk_attention import triton as form
-    except ModuleNotFoundError as missing:
-        if missing.name != "triton":
-            raise
-        raise ValueError(
-            "chunk_attention: impl='triton' needs Triton, which is not installed here; "
-            "use impl='torch'"
-        ) from None
-    return form.chunk_attention_triton(*arguments)
+    return form(*args)
 
 
 @public
@@ -80,7 +69,10 @@ def chunk_attention(
         "torch": chunk_attention_pytorch,
         "triton": chunk_attention_triton,
     }
-    form = choose("chunk_attention", impl, forms, q)
+    refusal = None
+    if q.shape[-1] > 256:
+        refusal = f"takes at most 256 features a head in q, not {q.shape[-1]}; use impl='torch'"
+    form = choose("chunk_attention", impl, forms, q, refusal)
     position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
     if kv is None:
         kv = KeyValueState.fresh(k, v)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype
 
 ROWS = 128
 
@@ -47,11 +48,22 @@ def _heads_last(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(0, (-1, heads)).transpose(1, 2)
 
 
+def _add_bmm(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in total's precision where the product has a lower one."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total += torch.bmm(a, b)
+
+
 class _Causal(torch.autograd.Function):
+    """Scores and softmax are float32 or better; products with values have the values' dtype."""
+
     @staticmethod
     def forward(ctx, q, k, v, visible, hidden):
         queries, keys, heads = q.shape[1], k.shape[1], q.shape[2]
-        q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+        wide = compute_dtype(v)
+        q, k, v = _heads_first(q).to(wide), _heads_first(k).to(wide), _heads_first(v)
         out = v.new_empty(q.shape[0], queries, v.shape[2])
         weights = []
         for first in range(0, queries, ROWS):
@@ -68,32 +80,34 @@ class _Causal(torch.autograd.Function):
                 score.unflatten(0, (-1, heads)).masked_fill_(
                     hidden(first, end, end_key), -torch.inf
                 )
-            weight = torch.softmax(score, dim=-1)
+            weight = torch.softmax(score, dim=-1).to(v.dtype)
             if hidden is not None:
                 # A row whose every key is hidden attends to nothing.
                 weight.masked_fill_(score.amax(-1, keepdim=True) == -torch.inf, 0.0)
-            out[:, first:end] = torch.bmm(weight, v[:, :end_key])
+            torch.bmm(weight, v[:, :end_key], out=out[:, first:end])
             weights.append(weight)
         ctx.save_for_backward(q, k, v, *weights)
         ctx.heads = heads
         return _heads_last(out, heads)
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, grad_out):
         q, k, v, *weights = ctx.saved_tensors
         grad_out = _heads_first(grad_out)
         queries, keys = q.shape[1], k.shape[1]
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k)
+        grad_v = torch.zeros_like(v, dtype=q.dtype)
         for i, weight in enumerate(weights):
             first = i * ROWS
             end = min(first + ROWS, queries)
             end_key = keys - queries + end
             d_out = grad_out[:, first:end]
-            grad_v[:, :end_key] += torch.bmm(weight.mT, d_out)
-            d_weight = torch.bmm(d_out, v[:, :end_key].mT)
-            d_score = d_weight.sub_((d_weight * weight).sum(-1, keepdim=True)).mul_(weight)
-            grad_q[:, first:end] = torch.bmm(d_score, k[:, :end_key])
-            grad_k[:, :end_key] += torch.bmm(d_score.mT, q[:, first:end])
-        grads = (_heads_last(g, ctx.heads) for g in (grad_q, grad_k, grad_v))
+            _add_bmm(grad_v[:, :end_key], weight.mT, d_out)
+            d_weight = torch.bmm(d_out, v[:, :end_key].mT).to(q.dtype)
+            along = (d_weight * weight).sum(-1, keepdim=True)
+            d_score = d_weight.sub_(along).mul_(weight)
+            torch.bmm(d_score, k[:, :end_key], out=grad_q[:, first:end])
+            grad_k[:, :end_key].baddbmm_(d_score.mT, q[:, first:end])
+        grads = (_heads_last(g, ctx.heads) for g in (grad_q, grad_k, grad_v.to(v.dtype)))
         return *grads, None, None

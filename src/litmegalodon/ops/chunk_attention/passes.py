@@ -173,7 +173,7 @@ def attention_backward(
                 dict(p_x=x, p_low=low, p_y=y, p_out=of_tokens, p_out_cache=of_cache)
                 | products
                 | dict(E=width, SPLIT=split and x is high),
-                configs("key", y, shared["CACHED"]),
+                configs("key" if x is high else "value", y, shared["CACHED"]),
             )
     if d_rotated_k is not None:
         dk += d_rotated_k

@@ -14,7 +14,6 @@ from litmegalodon.ops.chunk_attention.causal import causal_attention
 from litmegalodon.ops.chunk_attention.dropkey import dropped
 from litmegalodon.ops.chunk_attention.rope import rope
 from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
-from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.segments import Segments
 
 Drop = tuple[float, int] | None
@@ -40,14 +39,12 @@ def chunk_attention_pytorch(
     positions = position[:, None] + torch.arange(length, device=q.device)  # B x L
     places = (positions[:1] if aligned else positions) % chunk_size
     q, k = (rope(u, places, chunk_size, rope_base) for u in (q, k))
-    dtype = compute_dtype(v)
-    wide = [u.to(dtype) for u in (q, k, v)]
     if aligned and resets is None:
-        out = _on_grid(*wide, chunk_size, positions, kv, drop)
+        out = _on_grid(q, k, v, chunk_size, positions, kv, drop)
     else:
-        out = _in_runs(*wide, chunk_size, positions, kv, resets, drop)
+        out = _in_runs(q, k, v, chunk_size, positions, kv, resets, drop)
     slots = int(((position + length) % chunk_size).max())
-    return out.to(v.dtype), advance(k, v, chunk_size, position, kv, resets, slots, aligned)
+    return out, advance(k, v, chunk_size, position, kv, resets, slots, aligned)
 
 
 def _on_grid(

@@ -25,31 +25,36 @@ _BF16 = {
         "forward": ({"M": 64, "N": 64, "W": 256}, 8, 2),
         "weights": ({"M": 128, "N": 64, "W": 32}, 8, 4),
         "query": ({"M": 128, "N": 64}, 8, 3),
-        "key": ({"M": 64, "N": 128, "W": 128}, 8, 3),
+        "key": ({"M": 64, "N": 64, "W": 128}, 8, 3),
+        "value": ({"M": 64, "N": 128, "W": 128}, 8, 3),
     },
     "sm_90": {
         "forward": ({"M": 128, "N": 64, "W": 256}, 8, 2),
         "weights": ({"M": 128, "N": 128, "W": 32}, 8, 4),
         "query": ({"M": 128, "N": 64}, 8, 3),
-        "key": ({"M": 64, "N": 128, "W": 256}, 8, 3),
+        "key": ({"M": 64, "N": 128, "W": 128}, 8, 3),
+        "value": ({"M": 64, "N": 128, "W": 256}, 8, 3),
     },
     "sm_100": {
         "forward": ({"M": 64, "N": 64, "W": 256}, 8, 2),
-        "weights": ({"M": 128, "N": 128, "W": 32}, 8, 4),
-        "query": ({"M": 64, "N": 128}, 8, 2),
-        "key": ({"M": 64, "N": 128, "W": 256}, 8, 3),
+        "weights": ({"M": 128, "N": 64, "W": 64}, 8, 3),
+        "query": ({"M": 64, "N": 64}, 8, 3),
+        "key": ({"M": 64, "N": 64, "W": 256}, 8, 3),
+        "value": ({"M": 64, "N": 128, "W": 256}, 8, 3),
     },
     "gfx942": {
         "forward": ({"M": 128, "N": 16, "W": 256}, 8, 2),
-        "weights": ({"M": 128, "N": 64, "W": 64}, 8, 1),
+        "weights": ({"M": 128, "N": 64, "W": 32}, 8, 1),
         "query": ({"M": 128, "N": 64}, 8, 2),
-        "key": ({"M": 64, "N": 128, "W": 256}, 8, 2),
+        "key": ({"M": 64, "N": 64, "W": 256}, 8, 2),
+        "value": ({"M": 64, "N": 128, "W": 256}, 8, 2),
     },
     "small": {
         "forward": ({"M": 64, "N": 32, "W": 256}, 8, 2),
         "weights": ({"M": 128, "N": 64, "W": 32}, 8, 4),
         "query": ({"M": 128, "N": 64}, 8, 2),
-        "key": ({"M": 64, "N": 128, "W": 128}, 8, 3),
+        "key": ({"M": 64, "N": 64, "W": 128}, 8, 3),
+        "value": ({"M": 64, "N": 128, "W": 128}, 8, 3),
     },
 }
 # With an incoming cache every row has two possible addresses, which cost registers.
@@ -64,13 +69,15 @@ _WIDE = {
     "weights": ({"M": 32, "N": 32, "W": 32}, 8, 1),
     "query": ({"M": 32, "N": 32}, 8, 1),
     "key": ({"M": 32, "N": 32, "W": 64}, 8, 1),
+    "value": ({"M": 32, "N": 32, "W": 64}, 8, 1),
 }
 # Small enough that short sequences have several tiles.
 _INTERPRETED = {
     "forward": ({"M": 16, "N": 16, "W": 16}, 4, 1),
     "weights": ({"M": 32, "N": 16, "W": 16}, 4, 1),
     "query": ({"M": 16, "N": 16}, 4, 1),
-    "key": ({"M": 16, "N": 32, "W": 16}, 4, 1),
+    "key": ({"M": 16, "N": 16, "W": 16}, 4, 1),
+    "value": ({"M": 16, "N": 32, "W": 16}, 4, 1),
 }
 _ANY = {
     "rotate": ({"T": 16}, 4, 1),
@@ -121,8 +128,10 @@ def grid_tile(v: Tensor) -> tuple[int, int]:
 def configs(kernel: str, v: Tensor, cached: bool) -> tuple[Config, ...]:
     """Candidate configurations, the default first.
 
+    `finish` works in place, so it must have one only: candidates are measured by running them.
+
     Args:
-        kernel: forward, weights, finish, query, key, rotate or delta.
+        kernel: forward, weights, finish, query, key (dK), value (dV), rotate or delta.
         v: [B, L, H, columns], what is cut into slices.
         cached: whether there is an incoming cache.
     """

@@ -18,11 +18,8 @@ from litmegalodon.ops.chunk_attention.passes import (
 )
 from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
 from litmegalodon.ops.dispatch import compute_dtype
-from litmegalodon.ops.launch import INTERPRETED
 
 __all__ = ["Settings", "attention_backward", "attention_forward", "chunk_attention_triton"]
-
-MAX_Z = 256
 
 
 def chunk_attention_triton(
@@ -36,21 +33,7 @@ def chunk_attention_triton(
     resets: Tensor | None,
     drop: tuple[float, int] | None,
 ) -> tuple[Tensor, KeyValueState]:
-    """See `litmegalodon.ops.chunk_attention`.
-
-    Raises:
-        ValueError: z is above 256, or the tensors are where no kernel can run.
-    """
-    if q.shape[-1] > MAX_Z:
-        raise ValueError(
-            f"chunk_attention: {q.shape[-1]} features a head in q; impl='triton' takes up to "
-            f"{MAX_Z}; use impl='torch'"
-        )
-    if q.device.type == "cpu" and not INTERPRETED and not isinstance(q, FakeTensor):
-        raise ValueError(
-            "chunk_attention: impl='triton' needs tensors on a GPU; use impl='torch' on a CPU, or "
-            "set TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's interpreter"
-        )
+    """See `litmegalodon.ops.chunk_attention`."""
     seed, threshold = (seed_counter(drop[1]), int(drop[0] * 2**32)) if drop else (0, 0)
     # Tensors of two dtypes would meet in one product.
     q, k, k_cache, v_cache = (u.to(v.dtype) for u in (q, k, kv.k, kv.v))

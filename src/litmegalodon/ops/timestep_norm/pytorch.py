@@ -16,10 +16,10 @@ Shapes: B batch, L length, D features, G groups, d = D / G.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from litmegalodon.ops import segments
-from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.dispatch import backward_pass, compute_dtype
+from litmegalodon.ops.tiles import tiles
 from litmegalodon.ops.timestep_norm.state import NormState
 
 
@@ -42,24 +42,20 @@ def timestep_norm_pytorch(
     return y, NormState(count, mean, var)
 
 
-def _averager(dim: int, groups: int, like: Tensor) -> Tensor:
-    """[D, G] matrix whose product takes each group's mean: it beats a reduction over d."""
-    matrix = torch.eye(groups, dtype=like.dtype, device=like.device)
-    return matrix.repeat_interleave(dim // groups, dim=0) / (dim // groups)
-
-
 class _TimestepNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, num_groups, eps, count, mean, var, resets, padding_mask):
         dtype = compute_dtype(x)
-        batch, length, dim = x.shape
-        grouped = (batch, length, num_groups, dim // num_groups)
-        average = _averager(dim, num_groups, x.new_empty(0, dtype=dtype))
-        x_c = x.to(dtype)
-        g = x_c @ average  # B x L x G
-        centred = x_c.view(grouped) - g[..., None]
-        s = centred.square_().view(x.shape) @ average
-        g, s = g.double(), s.double()
+        batch, length, _ = x.shape
+        flat = x.reshape(batch * length, num_groups, -1)  # BL x G x d
+        g = torch.empty(flat.shape[:2], dtype=torch.float64, device=x.device)
+        s = torch.empty_like(g)
+        for tile in tiles(flat):
+            x_c = flat[tile].to(dtype)
+            centred = x_c - (g_tile := x_c.mean(-1, keepdim=True))
+            g[tile] = g_tile.squeeze(-1)
+            s[tile] = torch.linalg.vecdot(centred, centred).div_(flat.shape[2])
+        g, s = (u.view(batch, length, num_groups) for u in (g, s))
 
         runs = None if resets is None else segments.Segments(resets)
         continues, before = _before(count, resets, runs, (batch, length))
@@ -90,9 +86,12 @@ class _TimestepNorm(torch.autograd.Function):
             variances = torch.where(seen > 0, variances, torch.where(continues, var_0, 1))
 
         rstd = (variances + eps).rsqrt()
-        y = x_c.view(grouped) - means.to(dtype)[..., None]
-        y.mul_(rstd.to(dtype)[..., None])
-        y = y.view(x.shape).mul_(weight.to(dtype) + 1).add_(bias.to(dtype))
+        y = torch.empty_like(flat)
+        scale, shift = (u.to(dtype).view(num_groups, -1) for u in (weight + 1, bias))
+        for tile in tiles(flat):
+            normed = _normed(flat, means, rstd, tile, dtype)
+            y[tile] = torch.addcmul(shift, normed, scale)
+        y = y.view(x.shape)
         if padding_mask is not None:
             y = torch.where(padding_mask[..., None], 0, y)
 
@@ -112,29 +111,40 @@ class _TimestepNorm(torch.autograd.Function):
             padding_mask,
         )
         ctx.runs = runs
-        ctx.average = average
         ctx.mark_non_differentiable(out_count := seen[:, -1, 0].round().long())
-        return y.to(x.dtype), out_count, means[:, -1].clone(), variances[:, -1].clone()
+        return y, out_count, means[:, -1].clone(), variances[:, -1].clone()
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, grad_y, _, grad_mean, grad_var):
         x, weight, bias, g, means, rstd, n, before, continues, mean_0, tokens, seen, mask = (
             ctx.saved_tensors
         )
         dtype = compute_dtype(x)
-        groups = g.shape[-1]
-        grouped = (*g.shape, x.shape[-1] // groups)
-        dy = grad_y.to(dtype)
-        if mask is not None:
-            dy = torch.where(mask[..., None], 0, dy)
-        sum_of_group = ctx.average * grouped[-1]
-        off_mean = (x.to(dtype).view(grouped) - means.to(dtype)[..., None]).view(x.shape)
-        if mask is not None:
-            off_mean = torch.where(mask[..., None], 0, off_mean)
-        dyw = dy * (weight.to(dtype) + 1)
-        d_means = -rstd * (dyw @ sum_of_group).double()
-        d_vars = -0.5 * rstd**3 * ((dyw * off_mean) @ sum_of_group).double()
+        batch, length, groups = g.shape
+        flat = x.reshape(batch * length, groups, -1)  # BL x G x d
+        size = flat.shape[2]
+        dy = grad_y.reshape(flat.shape)
+        scale = (weight + 1).to(dtype).view(groups, -1)
+        d_weight, d_bias = torch.zeros_like(scale), torch.zeros_like(scale)
+        # Sums over each group of dy w and of dy w (x - mean) rstd.
+        along, across = (
+            torch.empty(flat.shape[:2], dtype=torch.float64, device=x.device) for _ in range(2)
+        )
+        for tile in tiles(flat):
+            dy_tile, normed = (
+                _cotangent(dy, tile, dtype, mask),
+                _normed(flat, means, rstd, tile, dtype),
+            )
+            if mask is not None:
+                normed = torch.where(mask.view(-1, 1, 1)[tile], 0, normed)
+            d_weight += (dy_tile * normed).sum(0)
+            d_bias += dy_tile.sum(0)
+            dyw = dy_tile * scale
+            along[tile] = dyw.sum(-1)
+            across[tile] = torch.linalg.vecdot(dyw, normed)
+        d_means = -rstd * along.view_as(rstd)
+        d_vars = -0.5 * rstd**2 * across.view_as(rstd)
         d_means[:, -1] += grad_mean
         d_vars[:, -1] += grad_var
 
@@ -151,15 +161,16 @@ class _TimestepNorm(torch.autograd.Function):
         d_s = r_var * tokens
 
         # dx = dy w rstd + (d_g + 2 d_s (x - g)) / d, with x - g written as (x - mean) + (mean - g)
-        size = grouped[-1]
-        slope = (2 * d_s / size).to(dtype)[..., None]
-        level = ((d_g + 2 * d_s * (means - g)) / size).to(dtype)[..., None]
-        normed = off_mean.view(grouped) * rstd.to(dtype)[..., None]
-        d_weight = (dy * normed.view(x.shape)).sum((0, 1))
-        d_x = dyw.view(grouped) * rstd.to(dtype)[..., None]
-        d_x.add_(off_mean.view(grouped) * slope).add_(level)
-        if mask is not None:
-            d_x = torch.where(mask[..., None, None], 0, d_x)
+        slope = 2 * d_s / size / rstd
+        level = (d_g + 2 * d_s * (means - g)) / size
+        d_x = torch.empty_like(flat)
+        for tile in tiles(flat):
+            normed = _normed(flat, means, rstd, tile, dtype)
+            out = (_cotangent(dy, tile, dtype, mask) * scale).mul_(_column(rstd, tile, dtype))
+            out.addcmul_(normed, _column(slope, tile, dtype)).add_(_column(level, tile, dtype))
+            if mask is not None:
+                out = torch.where(mask.view(-1, 1, 1)[tile], 0, out)
+            d_x[tile] = out
 
         d_mean_0 = before * (per_mean + 2 * per_var * (mean_0 - means))
         d_var_0 = before * per_var
@@ -167,9 +178,9 @@ class _TimestepNorm(torch.autograd.Function):
         d_var_0 = torch.where(told, d_var_0, d_vars)
         d_mean_0, d_var_0 = (torch.where(continues, v, 0).sum(1) for v in (d_mean_0, d_var_0))
         return (
-            d_x.view(x.shape).to(x.dtype),
-            d_weight.to(weight.dtype),
-            dy.sum((0, 1)).to(bias.dtype),
+            d_x.view(x.shape),
+            d_weight.flatten().to(weight.dtype),
+            d_bias.flatten().to(bias.dtype),
             None,
             None,
             None,
@@ -178,6 +189,23 @@ class _TimestepNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _column(values: Tensor, tile: slice, dtype: torch.dtype) -> Tensor:
+    """A tile of [B, L, G] values, to be broadcast over a group's features."""
+    return values.flatten(0, 1)[tile].to(dtype).unsqueeze(-1)
+
+
+def _normed(flat: Tensor, means: Tensor, rstd: Tensor, tile: slice, dtype: torch.dtype) -> Tensor:
+    """A tile of (x - mean) rstd, x [BL, G, d]."""
+    off_mean = flat[tile].to(dtype) - _column(means, tile, dtype)
+    return off_mean.mul_(_column(rstd, tile, dtype))
+
+
+def _cotangent(dy: Tensor, tile: slice, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+    """A tile of dy [BL, G, d], zero where padded."""
+    part = dy[tile].to(dtype)
+    return part if mask is None else torch.where(mask.view(-1, 1, 1)[tile], 0, part)
 
 
 def _before(
