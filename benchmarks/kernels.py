@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ def main() -> int:
     targets = options.targets.split(",")
     start = time.monotonic()
     cases = {target: load(options.cases)(target) for target in targets}
+    # A target without a roofline is compiled only.
+    for target in cases.keys() - roofline.DEVICES.keys():
+        cases[target] = [replace(case, counted=False) for case in cases[target]]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "counts.json"
         counting = _start_counting(options, output)
@@ -48,7 +51,9 @@ def main() -> int:
     passes = [
         _pass(case, target, code, counted)
         for target in targets
-        for case, code, counted in zip(cases[target], codes[target], counts[target], strict=True)
+        for case, code, counted in zip(
+            cases[target], codes[target], counts.get(target, [[]] * len(cases[target])), strict=True
+        )
     ]
     report = {
         "note": "Times are rooflines: estimates from peaks. No time was measured on a GPU.",
@@ -81,7 +86,8 @@ def _options() -> argparse.Namespace:
 def _start_counting(options: argparse.Namespace, output: Path) -> subprocess.Popen:
     path = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "kernel_report.child", options.cases, options.targets]
+    targets = [t for t in options.targets.split(",") if t in roofline.DEVICES]
+    command = [sys.executable, "-m", "kernel_report.child", options.cases, ",".join(targets)]
     command += [str(options.cache / "counts"), str(output)]
     return subprocess.Popen(command, env=environment, stdout=sys.stderr)
 
@@ -104,7 +110,6 @@ def _compile(cases: list, target: str, cache: Path) -> list[list[MachineCode]]:
 
 def _pass(case, target: str, codes: list[MachineCode], counts: list[dict]) -> dict[str, Any]:
     """One row of the report: a pass of an operator on a target, with its kernels."""
-    device = roofline.DEVICES.get(target)
     groups: dict[tuple, list[int]] = {}
     for i, launch in enumerate(case.launches):
         groups.setdefault(_variant(launch), []).append(i)
@@ -118,20 +123,18 @@ def _pass(case, target: str, codes: list[MachineCode], counts: list[dict]) -> di
         kernel |= {"stages": launch.configs[0].num_stages} | asdict(code)
         if case.counted:
             kernel["counts"] = dict(sum((Counter(counts[i]) for i in members), Counter()))
-            if device:
-                each = [roofline.seconds(counts[i], device) for i in members]
-                kernel["seconds"] = sum(each)
-                bounds = roofline.limits(kernel["counts"], device)
-                kernel["bound"] = max(bounds, key=bounds.get)
+            device = roofline.DEVICES[target]
+            kernel["seconds"] = sum(roofline.seconds(counts[i], device) for i in members)
+            bounds = roofline.limits(kernel["counts"], device)
+            kernel["bound"] = max(bounds, key=bounds.get)
         kernels.append(kernel)
     result = {name: getattr(case, name) for name in ("operator", "direction", "shape", "counted")}
     result |= {"target": target, "least": case.least, "host_bytes": case.host_bytes}
     if case.counted:
         moved = sum(c.get("load", 0) + c.get("store", 0) for c in counts)
         result |= {"moved": moved, "ratio": moved / case.least}
-        if device:
-            result["seconds"] = sum(kernel["seconds"] for kernel in kernels)
-            result["host_seconds"] = case.host_bytes / device.bandwidth
+        result["seconds"] = sum(kernel["seconds"] for kernel in kernels)
+        result["host_seconds"] = case.host_bytes / roofline.DEVICES[target].bandwidth
     return result | {"kernels": kernels}
 
 
@@ -158,7 +161,7 @@ def _blocks(passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     if (one["target"], one["shape"], one["direction"]) == key
                     and one["operator"] in roofline.RECURRENT
                 ]
-                if len(parts) < len(roofline.RECURRENT):
+                if len(parts) < len(roofline.RECURRENT) or not all(p["counted"] for p in parts):
                     continue
                 matrix = times * shape.matrix_flop / device.peaks["dot bf16"]
                 recurrent = sum(one["seconds"] for one in parts)

@@ -1,10 +1,12 @@
 """Kernels of known cost for the tests of `make kernels`, one for each thing that it refuses."""
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 
-from kernel_report.cases import Case, bytes_of, record
+from kernel_report.cases import SHAPES, Case, bytes_of, cases_of, record
 from litmegalodon.ops.launch import Config, launch
 
 
@@ -120,3 +122,8 @@ def outside(target: str) -> list[Case]:
     arguments = {"p_x": _new(1000), "p_y": _new(999), "n": 1000, "TIMES": 1}
     config = Config({"BLOCK": 256})
     return [_case("cema", "forward", copy_kernel, lambda t: (4,), arguments, config)]
+
+
+def smallest(target: str) -> list[Case]:
+    """The operators' own kernels at the smallest shape, compiled only."""
+    return [replace(case, counted=False) for case in cases_of(SHAPES[0], target)]

@@ -173,6 +173,7 @@ KINDS = {
     "the first slice does more": lambda x, y, z: (x % 64 + 1) * (2 if y == 0 else 1),
     "keys in tiles of two": lambda x, y, z: -(-(x % 64 + 1) // 2),
     "an edge": lambda x, y, z: (5 if x < 512 else 2) * (3 if y < 6 else 1),
+    "the last segment reads less": lambda x, y, z: 9 if x < 512 - 32 else 7,
     "under a diagonal": lambda x, y, z: 10 * (y <= x % 64) + 3 * (y == x % 64) + 1,
     "above a diagonal": lambda x, y, z: 10 * (y >= x % 64) + 1,
     "under a steep diagonal": lambda x, y, z: 10 * (y * 2 >= x % 64) + 1,
@@ -193,15 +194,16 @@ def test_sum_over_a_grid(kind, shape):
 
 @pytest.fixture(scope="module")
 def real_counts():
-    def run(documents: str):
+    def run(documents: str, **more: str):
         path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "benchmarks"))
-        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"} | more
         command = [sys.executable, "tests/kernel_report_real.py", documents]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    return {documents: run(documents) for documents in ("", "0,5,64,65,299")}
+    counts = {documents: run(documents) for documents in ("", "0,5,64,65,299")}
+    return counts | {"in full": run("", COUNT_IN_FULL="1")}
 
 
 PASSES = [
@@ -223,6 +225,23 @@ def test_counts_without_memory_are_those_of_a_real_run(real_counts, documents):
 
 
 @pytest.mark.slow
+def test_shortcuts_change_no_count(real_counts):
+    assert real_counts["in full"] == real_counts[""]
+
+
+@pytest.mark.slow
 def test_counts_from_a_part_of_the_programs_are_those_of_all(real_counts):
     for name, _, some, every in real_counts[""]:
         assert some == every, name
+
+
+@pytest.mark.slow
+def test_the_operators_kernels_compile_within_the_limits(tmp_path):
+    code, found, text = report(tmp_path, "smallest")
+    assert found["failures"] == [] and code == 0
+    assert [f"{p['operator']} {p['direction']}" for p in found["passes"]] == PASSES
+    for one in found["passes"]:
+        for kernel in one["kernels"]:
+            assert kernel["spills"] == 0 and not kernel["failure"]
+            assert kernel["shared"] <= roofline.SHARED["sm_90"]
+            assert f" {kernel['name']} " in text

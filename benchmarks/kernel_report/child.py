@@ -18,6 +18,8 @@ import torch
 from litmegalodon.ops.launch import Launch
 
 HERE = Path(__file__).parent
+# The modules that decide a count.
+COUNTING = ("counting", "shortcuts", "grid")
 
 
 def load(name: str) -> Callable:
@@ -49,9 +51,9 @@ def count(launch: Launch, cache: Path) -> dict[str, int]:
 def _key(launch: Launch, grid: tuple[int, ...]) -> str:
     key = hashlib.sha256()
     package = Path(launch.kernel.fn.__code__.co_filename).parent
-    for folder in (package, package.parent, HERE):
-        for file in sorted(folder.glob("*.py")):
-            key.update(file.read_bytes())
+    files = [*package.glob("*.py"), *package.parent.glob("*.py")]
+    for file in [*sorted(files), *(HERE / f"{n}.py" for n in COUNTING)]:
+        key.update(file.read_bytes())
     parts = [launch.kernel.__name__, grid, sorted(launch.configs[0].tiles.items())]
     for name, value in launch.arguments.items():
         if isinstance(value, torch.Tensor):
@@ -72,7 +74,7 @@ def main() -> None:
             [count(launch, Path(cache)) for launch in case.launches] if case.counted else []
             for case in cases(target)
         ]
-        for target in targets.split(",")
+        for target in filter(None, targets.split(","))
     }
     Path(output).write_text(json.dumps(result))
 

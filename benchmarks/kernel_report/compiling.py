@@ -8,9 +8,11 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -108,13 +110,19 @@ def _compile(source: ASTSource, gpu: GPUTarget, options: dict[str, Any]) -> Mach
     # The assembler's log comes with a real compilation only.
     knobs.compilation.always_compile = True
     knobs.nvidia.dump_ptxas_log = True
-    log = io.StringIO()
+    log, errors = io.StringIO(), []
     try:
-        with contextlib.redirect_stdout(log), _at_most(TIME_LIMIT):
+        with contextlib.redirect_stdout(log), _messages(errors), _at_most(TIME_LIMIT):
             compiled = triton.compile(source, target=gpu, options=options)
     # The compiler raises whatever its passes raise; the report goes on and shows it.
     except Exception as error:
-        return MachineCode(failure=f"{type(error).__name__}: {error}"[:2000])
+        # The innermost error says what is wrong, the outer ones where.
+        what = [*errors, str(error)]
+        while error.__cause__ is not None:
+            error = error.__cause__
+            what.insert(0, str(error))
+        what.insert(0, type(error).__name__)
+        return MachineCode(failure=": ".join(what)[:1000])
     shared = compiled.metadata.shared
     if gpu.backend == "hip":
         code = read_gcn(compiled.asm["amdgcn"], shared)
@@ -137,6 +145,23 @@ def _at_most(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _messages(errors: list[str]) -> Iterator[None]:
+    """Collect the compiler's lines about errors; it writes whole programs to the real stderr."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines()
+            errors += [line for line in lines if re.search(r": (error|note): ", line)]
 
 
 def _disassemble(binary: bytes) -> str:

@@ -11,6 +11,7 @@ What counts as arithmetic is said in docs/kernels.md. This module needs TRITON_I
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _get_np_dtype
 
+from kernel_report import shortcuts
 from litmegalodon.ops.launch import Launch
 
 # Tensors lie this far apart, so that an address names its tensor.
@@ -279,7 +281,7 @@ _integer_scan, interpreter.ScanOps.apply_impl = interpreter.ScanOps.apply_impl, 
 
 
 def _patch_once() -> None:
-    """Put the interpreter's functions into triton.language for good.
+    """Put the interpreter's functions into triton.language for good, and look dtypes up once.
 
     The interpreter does so anew at each call of each function, which takes most of its time.
     """
@@ -289,9 +291,22 @@ def _patch_once() -> None:
 
     interpreter._patch_lang(Both)
     interpreter._patch_lang = lambda fn: _Nothing()
+    by_name: dict[str, np.dtype] = {}
+
+    def numpy_dtype(dtype: tl.dtype) -> np.dtype:
+        if isinstance(dtype.scalar, tl.pointer_type):
+            return _get_np_dtype(dtype)
+        name = dtype.scalar.name
+        if name not in by_name:
+            by_name[name] = _get_np_dtype(dtype.scalar)
+        return by_name[name]
+
+    interpreter._get_np_dtype = numpy_dtype
 
 
 _patch_once()
+if os.environ.get("COUNT_IN_FULL") != "1":
+    shortcuts.take(builder, zeros)
 
 
 class Programs:

@@ -59,7 +59,7 @@ def _count_rows(passes: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
                 *(f"{counts.get(kind, 0) / 1e9:,.2f}" for kind in ("fp32", "fp64", "special")),
                 f"{products / 1e9:,.1f}",
                 _microseconds(kernel),
-                kernel.get("bound", "-"),
+                kernel["bound"],
             )
         yield (
             *where,
@@ -86,7 +86,7 @@ def _block_rows(blocks: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
 
 
 def _microseconds(row: Mapping[str, Any]) -> str:
-    return f"{row['seconds'] * 1e6:,.0f}" if "seconds" in row else "-"
+    return f"{row['seconds'] * 1e6:,.0f}"
 
 
 def _numbers(counter: Mapping[str, int]) -> str:

@@ -90,7 +90,7 @@ def failures(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_kernel(where: str, one: Mapping[str, Any], kernel: Mapping[str, Any]) -> Iterator[str]:
     if kernel["failure"]:
-        yield f"{where}: does not compile: {kernel['failure'].splitlines()[0]}"
+        yield f"{where}: does not compile: {' '.join(kernel['failure'].split())[:300]}"
         return
     if kernel["spills"]:
         yield f"{where}: spills {kernel['spills']}"
