@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval.yaml")
 def main(cfg: DictConfig) -> None:
     """Evaluate one checkpoint."""
-    with errors.running(cfg.extras.tracebacks):
+    with errors.running(cfg.extras.tracebacks is True):
         adopt_settings(cfg, HydraConfig.get().overrides.task)
         check_settings(cfg)
         opening(cfg)

@@ -73,7 +73,7 @@ def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> Non
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")
 def main(cfg: DictConfig) -> float | None:
     """Run one experiment and return `optimized_metric` to a sweep."""
-    with errors.running(cfg.extras.tracebacks):
+    with errors.running(cfg.extras.tracebacks is True):
         check_settings(cfg)
         opening(cfg)
         metrics = train(cfg)

@@ -29,6 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = run(
         "train", *SHORT, "extras.print_config=true", f"hydra.run.dir={folder}", cwd=folder.parent
     )
+    assert "Warning" not in done.stdout + done.stderr
     return folder, done.stdout
 
 

@@ -78,6 +78,14 @@ def test_names_that_users_rely_on_exist(tmp_path: Path) -> None:
     assert [n for n in names.split() if OmegaConf.select(cfg, n, default=missing) is missing] == []
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_activation_checkpointing_reaches_every_block(on: bool, tmp_path: Path) -> None:
+    cfg = composed(f"model.activation_checkpointing={str(on).lower()}", folder=tmp_path)
+    check_settings(cfg)
+    blocks = instantiate(cfg.model).model.layers
+    assert [block.activation_checkpointing for block in blocks] == [on] * len(blocks)
+
+
 def test_stopping_early_does_not_bend_the_schedule(tmp_path: Path) -> None:
     whole = composed(folder=tmp_path)
     short = composed("trainer.max_steps=7", folder=tmp_path)

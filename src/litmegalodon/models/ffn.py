@@ -71,14 +71,14 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     @forward_pass
     def forward(ctx, y, x, weight, bias, w1, w3, w2, alpha, keep, keep_outer, settings, dtype):
-        wide, shape, (eps, *probabilities) = compute_dtype(y), x.shape, settings
+        wide, (eps, *probabilities) = compute_dtype(y), settings
         drop_inner, drop_outer = map(Dropout, probabilities, (keep, keep_outer))
-        # Flattened in here: what a block returns must not be a view.
-        y, x = y.flatten(0, 1), x.flatten(0, 1)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        # Flattened in here: what a block returns must not be a view, FSDP2 warns of those.
+        y, x, out = (u.flatten(0, 1) for u in (y, x, result))
         first, gate, last = cast(dtype, w1, w3, w2)
         a = y.new_empty(len(y), len(w1), dtype=dtype)  # R x F
         b = None if w3 is None else torch.empty_like(a)
-        out = x.new_empty(x.shape)
         for tile in tiles(y):
             f = _norm(y[tile].to(wide), weight, bias, eps)[0].to(dtype)
             u = silu(torch.mm(f, first.t(), out=a[tile]))
@@ -88,7 +88,7 @@ class _FeedForward(torch.autograd.Function):
             torch.add(x[tile], p if alpha is None else p * alpha, out=out[tile])
         ctx.save_for_backward(y, weight, bias, w1, w3, w2, alpha, a, b, keep, keep_outer)
         ctx.settings, ctx.dtype = settings, dtype
-        return out.view(shape)
+        return result
 
     @staticmethod
     @backward_pass

@@ -24,13 +24,20 @@ WHOLE_NUMBERS_AT_LEAST = {
     "model.scheduler.warmup_steps": 0,
     "model.scheduler.total_steps": 1,
     "trainer.max_steps": 1,
+    "trainer.log_every_n_steps": 1,
     "trainer.num_nodes": 1,
     "trainer.accumulate_grad_batches": 1,
     "validate_every": 1,
     "checkpoint_every": 1,
     "seed": 0,
 }
-MAY_BE_NULL = {"data.val_seq_len", "data.val_batch_size", "trainer.gradient_clip_val"}
+MAY_BE_NULL = {
+    "data.val_seq_len",
+    "data.val_batch_size",
+    "trainer.gradient_clip_val",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+}
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
     "model.optimizer.lr": (0, math.inf, False),
@@ -46,7 +53,17 @@ CHOICES = {
     "model.scheduler.kind": ("cosine", "linear", "constant"),
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
     "trainer.precision": ("32-true", "bf16-mixed"),
+    "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
 }
+# Objects that a run can't do without; without one of these there would be nothing to check inside.
+NEEDED = (
+    "data.source",
+    "data.tokenizer",
+    "model.config",
+    "model.optimizer",
+    "model.scheduler",
+    "trainer.strategy",
+)
 FLAGS = (
     "train",
     "test",
@@ -69,6 +86,9 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ValueError: a setting's name as typed on the command line, its value and the fix.
     """
+    for name in NEEDED:
+        rule = "is needed, as a node with _target_; leave it as it is or change what is in it"
+        _check(cfg, name, OmegaConf.is_dict, rule)
     OmegaConf.resolve(cfg)
     check_values(cfg)
     check_model(cfg)
@@ -93,6 +113,9 @@ def check_values(cfg: DictConfig) -> None:
         )
     for name in FLAGS:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
+    for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
+        rule = "must be a number of batches, at least 1, or a part of them as 0.5, at most 1.0"
+        _check(cfg, name, _is_amount, rule)
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
     _check(
@@ -229,6 +252,11 @@ def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
         return (low <= value if closed else low < value) and value <= high and value < math.inf
 
     return is_good
+
+
+def _is_amount(value: Any) -> bool:
+    """A whole number from 1, or a float in (0, 1]."""
+    return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
 
 
 def _are_betas(value: Any) -> bool:
