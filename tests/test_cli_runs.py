@@ -48,6 +48,8 @@ def test_a_run_leaves_everything_in_its_folder_and_says_where(trained: tuple[Pat
     wanted = "step tokens train/loss train/grad_norm train/lr tokens_per_second val/loss val/bpb"
     assert set(wanted.split()) <= set(header)
     assert "chunk_size: 16" in printed
+    # Of all held-out bytes the report says so; these batches are a few.
+    assert re.search(r"bytes, validated on 2 of \d+ batches", printed)
     assert "chunk_size: 16" in (folder / "config_tree.log").read_text()
 
 

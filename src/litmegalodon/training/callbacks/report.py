@@ -215,9 +215,15 @@ def _figures(
     for name, bits in baselines.items():
         label = "gzip -9" if name == "gzip" else name
         rows[f"{label} on the same text"] = f"{bits:.4f} bits/byte"
-    rows["held-out text"] = f"{summary['val_bytes']:,} bytes"
+    rows["held-out text"] = f"{summary['val_bytes']:,} bytes{_part_of(trainer)}"
     rows["corpus fingerprint"] = str(summary["fingerprint"])
     return rows
+
+
+def _part_of(trainer: Trainer) -> str:
+    """How much of the held-out text the validations read, where it is not all of it."""
+    used, there = sum(trainer.num_val_batches), len(trainer.val_dataloaders or ())
+    return f", validated on {used} of {there} batches" if used < there else ""
 
 
 def _score(row: dict[str, float]) -> float:
