@@ -373,10 +373,17 @@ def test_it_compiles_as_one_graph():
         compiled(q, k, v, position + 3)
 
 
-def test_features_beyond_its_registers_are_refused():
-    q = torch.zeros(1, 3, 1, 258)
-    with pytest.raises(ValueError, match="at most 256 features a head in q, not 258"):
-        chunk_attention(q, q, q, chunk_size=4, impl="triton")
+@pytest.mark.parametrize(
+    "z, chunk, message",
+    (
+        (258, 4, "at most 256 features a head in q, not 258"),
+        (4, 40_000, "at most 32,768 tokens, not 40,000"),
+    ),
+)
+def test_what_its_kernels_can_not_hold_is_refused(z, chunk, message):
+    q = torch.zeros(1, 3, 1, z)
+    with pytest.raises(ValueError, match=message):
+        chunk_attention(q, q, q, chunk_size=chunk, impl="triton")
 
 
 @cuda
