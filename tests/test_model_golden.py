@@ -5,10 +5,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from golden_data import MODELS, assert_equal, describe, tensors
+from hard import IMPLS
 from litmegalodon.models import Megalodon, MegalodonConfig, MegalodonState
 
 golden = pytest.mark.parametrize("name", MODELS)
-impls = pytest.mark.parametrize("impl", ("reference", "torch"))
+impls = pytest.mark.parametrize("impl", IMPLS)
 
 
 def golden_model(name, impl):

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden_data import assert_equal
-from hard import ATTENTION_WITH_DROPKEY, TRITON_RUNS, hard_resets, with_gradients
+from hard import ATTENTION_WITH_DROPKEY, IMPLS, hard_resets, with_gradients
 from litmegalodon.ops import chunk_attention
 
 operators = pytest.mark.parametrize("operator", ATTENTION_WITH_DROPKEY, ids=lambda o: o.name)
-IMPLS = ("reference", "torch", "triton") if TRITON_RUNS else ("reference", "torch")
 impls = pytest.mark.parametrize("impl", IMPLS)
 CHUNK = 32
 
