@@ -68,7 +68,8 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        with interrupts_as_themselves():
+            super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier()
         if self.is_global_zero:
             self.remove_checkpoint(path)
@@ -116,6 +117,18 @@ def check_same_model(ours: Mapping[str, Any], theirs: Mapping[str, Any], setting
     if names:
         listed = ", ".join(f"model.config.{k}={ours.get(k)} (there {theirs.get(k)})" for k in names)
         raise ValueError(f"{setting}: is of another model: {listed}; use its settings")
+
+
+@contextmanager
+def interrupts_as_themselves() -> Iterator[None]:
+    """Raise KeyboardInterrupt where torch wraps the one that came amid a checkpoint's writing."""
+    try:
+        yield
+    except CheckpointException as error:
+        # failures: by rank, an exception and where it was raised
+        if any(isinstance(failure[0], KeyboardInterrupt) for failure in error.failures.values()):
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager
