@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden_data import assert_equal
-from hard import ATTENTION_WITH_DROPKEY, hard_resets, with_gradients
+from hard import ATTENTION_WITH_DROPKEY, TRITON_RUNS, hard_resets, with_gradients
 from litmegalodon.ops import chunk_attention
 
 operators = pytest.mark.parametrize("operator", ATTENTION_WITH_DROPKEY, ids=lambda o: o.name)
-impls = pytest.mark.parametrize("impl", ("reference", "torch"))
+IMPLS = ("reference", "torch", "triton") if TRITON_RUNS else ("reference", "torch")
+impls = pytest.mark.parametrize("impl", IMPLS)
 CHUNK = 32
 
 
@@ -52,7 +53,9 @@ def test_about_the_probability_of_pairs_is_hidden_and_the_others_keep_their_shar
 def test_the_mask_is_the_same_for_a_seed_and_another_for_another_seed():
     first = hidden_pairs(seed=3)
     assert torch.equal(first, hidden_pairs(seed=3))
-    assert torch.equal(first, hidden_pairs(seed=3, impl="reference"))
+    for impl in IMPLS:
+        assert torch.equal(first, hidden_pairs(seed=3, impl=impl))
+        assert torch.equal(hidden_pairs(seed=2**62 - 1), hidden_pairs(seed=2**62 - 1, impl=impl))
     for other in (4, 3 + 2**32, 2**62 - 1):
         # Independent masks agree on 0.3^2 + 0.7^2 of the pairs.
         agreement = (first == hidden_pairs(seed=other)).double().mean().item()

@@ -45,7 +45,7 @@ def chunk_attention(
         resets: bool [B, L]; a token where True sees nothing before it.
         dropkey: probability that a (query, key) pair is hidden before the softmax (no rescaling).
         seed: of DropKey's mask, needed with dropkey > 0; up to 64 bits.
-        impl: auto, reference, torch or triton (z up to 256).
+        impl: auto, reference, torch or triton (z up to 256, chunk_size up to 32,768).
 
     Returns:
         out [B, L, H, e] in v's dtype, and the keys and values of the chunk that the call ends in.
@@ -72,6 +72,9 @@ def chunk_attention(
     refusal = None
     if q.shape[-1] > 256:
         refusal = f"takes at most 256 features a head in q, not {q.shape[-1]}; use impl='torch'"
+    elif chunk_size > 2**15:
+        # A chunk's pairs are numbered in 32 bits.
+        refusal = f"takes chunks of at most 32,768 tokens, not {chunk_size:,}; use impl='torch'"
     form = choose("chunk_attention", impl, forms, q, refusal)
     position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
     if kv is None:

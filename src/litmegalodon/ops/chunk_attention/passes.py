@@ -23,11 +23,10 @@ from torch import Tensor
 from litmegalodon.ops.chunk_attention.backward_kernels import (
     delta_kernel,
     finish_kernel,
-    key_kernel,
-    query_kernel,
     weights_kernel,
 )
 from litmegalodon.ops.chunk_attention.kernels import forward_kernel, rotate_kernel
+from litmegalodon.ops.chunk_attention.product_kernels import key_kernel, query_kernel
 from litmegalodon.ops.chunk_attention.rope import table
 from litmegalodon.ops.chunk_attention.tiles import configs, grid_tile
 from litmegalodon.ops.dispatch import compute_dtype

@@ -65,8 +65,8 @@ _BF16_CACHED = {
 }
 # float32 and float64 have no tensor cores of their precision everywhere: right first, fast second.
 _WIDE = {
-    "forward": ({"M": 32, "N": 32, "W": 64}, 8, 1),
-    "weights": ({"M": 32, "N": 32, "W": 32}, 8, 1),
+    "forward": ({"M": 32, "N": 32, "W": 64}, 4, 1),
+    "weights": ({"M": 32, "N": 32, "W": 16}, 8, 1),
     "query": ({"M": 32, "N": 32}, 8, 1),
     "key": ({"M": 32, "N": 32, "W": 64}, 8, 1),
     "value": ({"M": 32, "N": 32, "W": 64}, 8, 1),
