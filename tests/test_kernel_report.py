@@ -174,6 +174,7 @@ KINDS = {
     "keys in tiles of two": lambda x, y, z: -(-(x % 64 + 1) // 2),
     "an edge": lambda x, y, z: (5 if x < 512 else 2) * (3 if y < 6 else 1),
     "the last segment reads less": lambda x, y, z: 9 if x < 512 - 32 else 7,
+    "blocks in turn, the last shorter": lambda x, y, z: (9 if x % 8 < 4 else 1) * (x < 500),
     "under a diagonal": lambda x, y, z: 10 * (y <= x % 64) + 3 * (y == x % 64) + 1,
     "above a diagonal": lambda x, y, z: 10 * (y >= x % 64) + 1,
     "under a steep diagonal": lambda x, y, z: 10 * (y * 2 >= x % 64) + 1,

@@ -60,6 +60,11 @@ class Sum:
         if sum(n > 1 for a, n in enumerate(grid) if a != axis) > 1:
             yield [self.random.randrange(n) for n in grid]
 
+    def _any(self, grid: Index, indices: range) -> list[int]:
+        """Some indices at random; more where an axis is alone, since its places are all one."""
+        alone = sum(n > 1 for n in grid) == 1
+        return [self.random.choice(indices) for _ in range(8 if alone else 2)]
+
     def _line(self, place: list[int], axis: int, indices: Sequence[int]) -> list[Counts]:
         return [self.at((*place[:axis], i, *place[axis + 1 :])) for i in indices]
 
@@ -71,9 +76,9 @@ class Sum:
                 for place in self._places(grid, axis)
             )
             return [(range(1), n)] if same else [(range(n), 1)]
-        tried = [1, n - 2, self.random.randrange(1, n - 1)]
         first = last = inside = True
         for place in self._places(grid, axis):
+            tried = [1, n - 2, *self._any(grid, range(1, n - 1))]
             middle, *others = self._line(place, axis, tried)
             inside = inside and all(other == middle for other in others)
             if not inside:
@@ -95,10 +100,10 @@ class Sum:
         return [(range(n), 1)]
 
     def _is_uniform(self, grid: Index, axis: int, indices: range) -> bool:
-        tried = [indices[0], indices[-1], self.random.choice(indices), self.random.choice(indices)]
         # A diagonal crosses half an axis within a quarter of the other: no wider gaps than that.
         for part in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
             place = [round(part * (n - 1)) for n in grid]
+            tried = [indices[0], indices[-1], *self._any(grid, indices)]
             first, *others = self._line(place, axis, tried)
             if any(other != first for other in others):
                 return False
@@ -107,7 +112,7 @@ class Sum:
     def _is_periodic(self, grid: Index, axis: int, period: int) -> bool:
         times = grid[axis] // period
         for place in self._places(grid, axis):
-            for start in (0, 1, period - 1, self.random.randrange(period)):
+            for start in (0, 1, period - 1, *self._any(grid, range(period))):
                 indices = [start + k * period for k in (0, 1, times - 1)]
                 first, *others = self._line(place, axis, indices)
                 if any(other != first for other in others):
