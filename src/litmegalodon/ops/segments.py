@@ -34,11 +34,14 @@ class Segments:
         flat = values.flatten(0, 1)
         return flat[self.starts[self.of_token]].view_as(values)
 
-    def buckets(self, select: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def buckets(
+        self, select: Tensor | None = None, step: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Group runs of similar length into padded batches of at most twice their tokens.
 
         Args:
             select: bool [number of runs], the runs wanted; all by default.
+            step: runs longer than this differ by less than it in their batch.
 
         Yields:
             runs [n] (indices of runs), tokens int64 [n, S] (flat indices, 0 where padded), valid
@@ -47,7 +50,10 @@ class Segments:
         wanted = torch.arange(len(self.starts), device=self.starts.device)
         if select is not None:
             wanted = wanted[select]
-        size_class = (self.lengths[wanted].double().log2().ceil()).long()
+        lengths = self.lengths[wanted]
+        size_class = lengths.double().log2().ceil().long()
+        if step is not None:
+            size_class = torch.where(lengths > step, 64 + (lengths + step - 1) // step, size_class)
         for c in size_class.unique().tolist():
             runs = wanted[size_class == c]
             lengths = self.lengths[runs, None]

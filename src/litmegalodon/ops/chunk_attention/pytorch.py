@@ -10,10 +10,11 @@ Shapes: B batch, L length, H heads, C chunk, S slots of the cache.
 import torch
 from torch import Tensor
 
-from litmegalodon.ops.chunk_attention.causal import causal_attention
+from litmegalodon.ops.chunk_attention.causal import ROWS, causal_attention
 from litmegalodon.ops.chunk_attention.dropkey import dropped
 from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
+from litmegalodon.ops.dispatch import backward_pass
 from litmegalodon.ops.segments import Segments
 
 Drop = tuple[float, int] | None
@@ -101,27 +102,65 @@ def _in_runs(
     continues = row_starts & ~boundaries[runs.starts // length, 0]
     continues &= (kv.length > 0)[runs.starts // length]
 
-    flat_q, flat_k, flat_v = (u.flatten(0, 1) for u in (q, k, v))
-    outputs, order = [], []
-    if continues.any():
-        rows = runs.starts[continues] // length
-        sizes = runs.lengths[continues]
-        first = int(sizes.max())
-        here = KeyValueState(kv.k[rows], kv.v[rows], kv.length[rows])
-        valid = torch.arange(first, device=q.device) < sizes[:, None]
-        parts = [torch.where(valid[..., None, None], u[rows, :first], 0) for u in (q, k, v)]
-        out = _continue(*parts, chunk_size, positions[rows, :first], here, drop, rows)
-        outputs.append(out[valid])
-        order.append((rows[:, None] * length + torch.arange(first, device=q.device))[valid])
-    for which, tokens, valid in runs.buckets(~continues):
-        mask = valid[..., None, None]
-        parts = [torch.where(mask, u[tokens], 0) for u in (flat_q, flat_k, flat_v)]
-        at = positions.flatten()[tokens]
-        hidden = _dropkey(drop, q.shape[2], runs.starts[which] // length, at, at, chunk_size)
-        outputs.append(causal_attention(*parts, None, hidden)[valid])
-        order.append(tokens[valid])
-    back = torch.cat(order).argsort()
-    return torch.cat(outputs)[back].view(batch, length, *v.shape[2:])
+    # Every token gets a slot in one of the padded batches; the continuing runs' comes first.
+    batches = [] if not continues.any() else [_batch_of(runs, continues)]
+    batches += runs.buckets(~continues, step=ROWS)
+    tokens = torch.cat([tokens.flatten() for _, tokens, _ in batches])
+    filled = torch.cat([valid.flatten() for _, _, valid in batches])
+    slots = torch.empty(batch * length, dtype=torch.int64, device=q.device)
+    slots[tokens[filled]] = filled.nonzero().squeeze(1)
+    sizes = [valid.numel() for _, _, valid in batches]
+    spread = [_Spread.apply(u.flatten(0, 1), slots, len(tokens)).split(sizes) for u in (q, k, v)]
+    outputs = []
+    for (which, tokens, valid), *parts in zip(batches, *spread, strict=True):
+        parts = [u.view(*valid.shape, *u.shape[1:]) for u in parts]
+        at, rows = positions.flatten()[tokens], runs.starts[which] // length
+        if continues[which[0]]:
+            here = KeyValueState(kv.k[rows], kv.v[rows], kv.length[rows])
+            out = _continue(*parts, chunk_size, at, here, drop, rows)
+        else:
+            hidden = _dropkey(drop, q.shape[2], rows, at, at, chunk_size)
+            out = causal_attention(*parts, None, hidden)
+        outputs.append(out.flatten(0, 1))
+    return _Collect.apply(torch.cat(outputs), slots).view(batch, length, *v.shape[2:])
+
+
+def _batch_of(runs: Segments, select: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Some runs as one padded batch, in the form of `Segments.buckets`."""
+    which = select.nonzero().squeeze(1)
+    offsets = torch.arange(int(runs.lengths[which].max()), device=which.device)
+    valid = offsets < runs.lengths[which, None]
+    return which, torch.where(valid, runs.starts[which, None] + offsets, 0), valid
+
+
+class _Spread(torch.autograd.Function):
+    """x [R, ...] -> [total, ...] with row i at slots[i] and zeros elsewhere; slots differ."""
+
+    @staticmethod
+    def forward(ctx, x, slots, total):
+        ctx.save_for_backward(slots)
+        return x.new_zeros(total, *x.shape[1:]).index_copy_(0, slots, x)
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, grad):
+        return grad.index_select(0, *ctx.saved_tensors), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The transpose of `_Spread`: y [total, ...] -> [R, ...]."""
+
+    @staticmethod
+    def forward(ctx, y, slots):
+        ctx.save_for_backward(slots)
+        ctx.total = len(y)
+        return y.index_select(0, slots)
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, grad):
+        (slots,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.total, *grad.shape[1:]).index_copy_(0, slots, grad), None
 
 
 def _continue(
