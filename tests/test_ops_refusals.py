@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from hard import OPERATORS, hard_config, hard_model, hard_tokens
+from hard import IMPLS, OPERATORS, hard_config, hard_model, hard_tokens
 from litmegalodon.ops import chunk_attention, timestep_norm
 
 ONE_OF_EACH = [o for o in OPERATORS if o.name in ("cema", "timestep_norm", "attention-aligned")]
@@ -143,3 +143,24 @@ def test_an_odd_number_of_features_a_head_is_refused():
     q = torch.zeros(1, 3, 2, 3)
     with pytest.raises(ValueError, match="3 features a head; RoPE needs pairs"):
         chunk_attention(q, q, q, chunk_size=4)
+
+
+WRONG_SHAPES = {
+    "cema": ("alpha", "delta", "theta", "gamma", "omega", "state.h"),
+    "timestep_norm": ("weight", "bias", "state.mean", "state.var"),
+    "attention-aligned": ("k", "state.k", "state.v"),
+}
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "operator, name",
+    [(o, name) for o in OPERATORS for name in WRONG_SHAPES.get(o.name, ())],
+    ids=lambda value: str(value),
+)
+def test_a_tensor_of_another_shape_is_refused_before_a_kernel_reads_beyond_it(operator, name, impl):
+    given = operator.inputs(2, 20, 12)
+    assert name in given, list(given)
+    given[name] = given[name][..., :-1] if name == "k" else given[name][:1]
+    with pytest.raises(ValueError, match=r"has shape .*; it must be"):
+        operator.call(given, None, impl)

@@ -90,6 +90,7 @@ def test_the_registered_operators_pass_torchs_own_checks():
     torch.library.opcheck(torch.ops.litmegalodon.chunk_attention_forward, arguments)
 
 
+@interpreted
 def test_fake_tensors_pass_through():
     with FakeTensorMode():
         q, v = torch.empty(2, 20, 3, 4, requires_grad=True), torch.empty(2, 20, 3, 6)
@@ -120,6 +121,23 @@ def test_it_compiles_as_one_graph():
         compiled(q, k, v, position + 3)
 
 
+@interpreted
+def test_a_compiled_call_with_a_cache_is_as_without_compiling():
+    q, k, v = (u.float() for u in shaped(2, 20, 1, 4, 6))
+    whole, _ = chunk_attention(q, k, v, chunk_size=8, impl="triton")
+
+    @torch.compile(backend="aot_eager")
+    def call(q, k, v, position, kv):
+        return chunk_attention(q, k, v, chunk_size=8, position=position, kv=kv, impl="triton")
+
+    outputs, kv, position = [], None, torch.zeros(2, dtype=torch.int64)
+    for start, stop in ((0, 11), (11, 12), (12, 20)):
+        out, kv = call(*(u[:, start:stop] for u in (q, k, v)), position, kv)
+        outputs.append(out)
+        position = position + stop - start
+    assert_equal(torch.cat(outputs, dim=1), whole, 1e-5)
+
+
 @pytest.mark.parametrize(
     "z, chunk, message",
     (
@@ -127,6 +145,7 @@ def test_it_compiles_as_one_graph():
         (4, 40_000, "at most 32,768 tokens, not 40,000"),
     ),
 )
+@interpreted
 def test_what_its_kernels_can_not_hold_is_refused(z, chunk, message):
     q = torch.zeros(1, 3, 1, z)
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """How an operator picks one of its implementations, and what every operator checks of its input."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -34,6 +35,21 @@ def check_input(operator: str, x: Tensor, resets: Tensor | None = None) -> None:
             f"{operator}: resets is {resets.dtype} {tuple(resets.shape)}; "
             f"it must be bool {tuple(x.shape[:2])}, True at a document's first token"
         )
+
+
+def check_shapes(operator: str, **expected: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Refuse tensors of other shapes than the operator's first input asks for.
+
+    A kernel would read beyond them. Each keyword is a tensor, or None, and the shape it must have.
+
+    Raises:
+        ValueError: one has another shape.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{operator}: {name} has shape {tuple(tensor.shape)}; it must be {shape}"
+            )
 
 
 _opaque = functools.cache(torch.compiler.disable)
@@ -87,6 +103,10 @@ def triton_refusal(x: Tensor) -> str | None:
         # AMD's devices number their capabilities otherwise.
         if torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
             return "needs a GPU of compute capability 8.0 or newer; use impl='torch'"
+        if torch.version.hip:
+            arch = torch.cuda.get_device_properties(x.device).gcnArchName
+            if not arch.startswith("gfx942"):
+                return f"was compiled for AMD's gfx942 only, and this is {arch}; use impl='torch'"
         return None
     if launch.INTERPRETED:
         return None
@@ -104,16 +124,21 @@ def public(operator: Callable) -> Callable:
     operators that it knows (`torch.library`), and leaves it as it is elsewhere, see `choose`.
     """
 
-    def in_own_precision(x: Tensor, *args, **kwargs):
+    first = next(iter(inspect.signature(operator).parameters))
+
+    def in_own_precision(*args, **kwargs):
+        x = args[0] if args else kwargs[first]
         with torch.autocast(x.device.type, enabled=False):
-            return operator(x, *args, **kwargs)
+            return operator(*args, **kwargs)
 
     opaque = torch.compiler.disable(in_own_precision)
 
     @functools.wraps(operator)
-    def run(x: Tensor, *args, impl: str = "auto", **kwargs):
-        traced = impl == "triton" or (impl == "auto" and x.is_cuda and TRITON_INSTALLED)
-        return (in_own_precision if traced else opaque)(x, *args, impl=impl, **kwargs)
+    def run(*args, impl: str = "auto", **kwargs):
+        x = args[0] if args else kwargs.get(first)
+        on_gpu = isinstance(x, Tensor) and x.is_cuda
+        traced = impl == "triton" or (impl == "auto" and on_gpu and TRITON_INSTALLED)
+        return (in_own_precision if traced else opaque)(*args, impl=impl, **kwargs)
 
     return run
 

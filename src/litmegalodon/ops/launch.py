@@ -134,6 +134,8 @@ def _milliseconds(kernel: Any, grid: Any, arguments: Mapping[str, Any], config: 
         _start(kernel, grid, arguments, config)
 
     try:
-        return do_bench(start, warmup=5, rep=20, return_mode="median")
-    except (OutOfResources, PTXASError):
+        # On the kernel's own device: do_bench times the current one's stream.
+        with torch.cuda.device(_device(arguments)):
+            return do_bench(start, warmup=5, rep=20, return_mode="median")
+    except (OutOfResources, PTXASError, torch.OutOfMemoryError):
         return math.inf

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from litmegalodon.ops.cema.pytorch import cema_pytorch
 from litmegalodon.ops.cema.reference import cema_reference
-from litmegalodon.ops.dispatch import check_input, choose, public
+from litmegalodon.ops.dispatch import check_input, check_shapes, choose, public
 
 
 def cema_triton(*args) -> tuple[Tensor, Tensor]:
@@ -53,6 +53,16 @@ def cema(
         not).
     """
     check_input("cema", x, resets)
+    (batch, _, dim), order = x.shape, alpha.shape[1]
+    check_shapes(
+        "cema",
+        alpha=(alpha, (dim, order, 1)),
+        delta=(delta, (dim, order, 1)),
+        theta=(theta, (dim, 1, 1)),
+        gamma=(gamma, (dim, order, 2)),
+        omega=(omega, (dim, 1)),
+        state=(state, (batch, dim, order, 2)),
+    )
     forms = {"reference": cema_reference, "torch": cema_pytorch, "triton": cema_triton}
     refusal = None
     if alpha.shape[1] > 32:

@@ -12,8 +12,8 @@ G = p g and of q; p's follows from G's, since y is a function of G, q, h_0 / p a
 
     d_p = Re(g d_G) + (Re(conj(dh_L) h_L) - Re(conj(dh_0) h_0)) / p
 
-Forward reads x twice; backward reads x once and the gradient of y three times. Only the states that
-enter the segments are saved.
+Forward reads x twice; backward reads x once and the gradient of y three times. Beside the inputs
+only the states that enter the segments are saved.
 
 Shapes: B batch, L length, D channels, N order (BLOCK_N: the next power of two), S tokens a segment,
 J segments.
@@ -311,7 +311,7 @@ def _backward(
 
 @_backward.register_fake
 def _(dy, dh, x, p, log_decay, angle, g_re, g_im, omega, state, resets, h, entering):
-    d_state = torch.empty_like(h if state is None else state)
+    d_state = h.new_empty(h.shape, dtype=h.dtype if state is None else state.dtype)
     like_p = [p.new_empty(p.shape) for _ in range(5)]
     return x.new_empty(x.shape), *like_p, torch.empty_like(omega), d_state
 

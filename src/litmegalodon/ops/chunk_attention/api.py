@@ -6,7 +6,7 @@ from torch import Tensor
 from litmegalodon.ops.chunk_attention.pytorch import chunk_attention_pytorch
 from litmegalodon.ops.chunk_attention.reference import chunk_attention_reference
 from litmegalodon.ops.chunk_attention.state import KeyValueState
-from litmegalodon.ops.dispatch import check_input, choose, public
+from litmegalodon.ops.dispatch import check_input, check_shapes, choose, public
 
 
 def chunk_attention_triton(*args) -> tuple[Tensor, KeyValueState]:
@@ -64,6 +64,21 @@ def chunk_attention(
         raise ValueError(f"chunk_attention: dropkey={dropkey}; must be in [0, 1)")
     if dropkey > 0.0 and seed is None:
         raise ValueError(f"chunk_attention: dropkey={dropkey} needs a seed")
+    batch, _, heads, z = q.shape
+    check_shapes(
+        "chunk_attention",
+        k=(k, tuple(q.shape)),
+        v=(v, (*q.shape[:3], v.shape[-1])),
+        resets=(resets, tuple(q.shape[:2])),
+    )
+    if kv is not None:
+        slots = kv.k.shape[1]
+        check_shapes(
+            "chunk_attention",
+            kv_k=(kv.k, (batch, slots, heads, z)),
+            kv_v=(kv.v, (batch, slots, heads, v.shape[-1])),
+            kv_length=(kv.length, (batch,)),
+        )
     forms = {
         "reference": chunk_attention_reference,
         "torch": chunk_attention_pytorch,
@@ -75,6 +90,11 @@ def chunk_attention(
     elif chunk_size > 2**15:
         # A chunk's pairs are numbered in 32 bits.
         refusal = f"takes chunks of at most 32,768 tokens, not {chunk_size:,}; use impl='torch'"
+    elif torch.version.hip and kv is not None and kv.k.shape[1] > 0:
+        # Its kernels choose between two base pointers, which the compiler for gfx942 refuses.
+        refusal = "does not take keys of an earlier call on AMD's GPUs yet; use impl='torch'"
+    elif batch * heads > 65_535:
+        refusal = f"takes at most 65,535 heads of all rows, not {batch * heads:,}; use impl='torch'"
     form = choose("chunk_attention", impl, forms, q, refusal)
     position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
     if kv is None:

@@ -34,6 +34,23 @@ def chunk_attention_triton(
     drop: tuple[float, int] | None,
 ) -> tuple[Tensor, KeyValueState]:
     """See `litmegalodon.ops.chunk_attention`."""
+    # How far rows are in their chunks has to be read where they are not at a chunk's first token;
+    # torch.compile leaves those calls, of generation mostly, as they are.
+    run = _run if kv.k.shape[1] == 0 else _run_untraced
+    return run(q, k, v, chunk_size, rope_base, position, kv, resets, drop)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    rope_base: float,
+    position: Tensor,
+    kv: KeyValueState,
+    resets: Tensor | None,
+    drop: tuple[float, int] | None,
+) -> tuple[Tensor, KeyValueState]:
     seed, threshold = (seed_counter(drop[1]), int(drop[0] * 2**32)) if drop else (0, 0)
     # Tensors of two dtypes would meet in one product.
     q, k, k_cache, v_cache = (u.to(v.dtype) for u in (q, k, kv.k, kv.v))
@@ -43,6 +60,9 @@ def chunk_attention_triton(
     )  # fmt: skip
     slots, aligned = _places((position + q.shape[1]) % chunk_size, q.shape[1] % chunk_size)
     return out, advance(rotated_k, v, chunk_size, position, kv, resets, slots, aligned)
+
+
+_run_untraced = torch.compiler.disable(_run)
 
 
 def _places(end: Tensor, likely: int) -> tuple[int, bool]:

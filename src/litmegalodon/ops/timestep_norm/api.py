@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from litmegalodon.ops.dispatch import check_input, choose, public
+from litmegalodon.ops.dispatch import check_input, check_shapes, choose, public
 from litmegalodon.ops.timestep_norm.pytorch import timestep_norm_pytorch
 from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
 from litmegalodon.ops.timestep_norm.state import NormState
@@ -55,6 +55,16 @@ def timestep_norm(
         raise ValueError(
             f"timestep_norm: num_groups={num_groups} does not divide x's {x.shape[-1]} features"
         )
+    batch, length, dim = x.shape
+    check_shapes(
+        "timestep_norm",
+        weight=(weight, (dim,)),
+        bias=(bias, (dim,)),
+        count=(None if state is None else state.count, (batch,)),
+        mean=(None if state is None else state.mean, (batch, num_groups)),
+        var=(None if state is None else state.var, (batch, num_groups)),
+        padding_mask=(padding_mask, (batch, length)),
+    )
     forms = {
         "reference": timestep_norm_reference,
         "torch": timestep_norm_pytorch,
