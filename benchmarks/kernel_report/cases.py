@@ -68,6 +68,9 @@ class Case:
 def cases(target: str) -> list[Case]:
     """All passes of all operators, with the configurations chosen for a target."""
     every = [case for shape in SHAPES for case in cases_of(shape, target)]
+    if target == "gfx942":
+        # Keys of an earlier call are refused there, see chunk_attention's api.py.
+        return every
     return every + cases_of(SHAPES[-1], target, dropkey_and_cache=True)
 
 
