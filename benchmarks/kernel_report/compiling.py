@@ -122,7 +122,7 @@ def _compile(source: ASTSource, gpu: GPUTarget, options: dict[str, Any]) -> Mach
             error = error.__cause__
             what.insert(0, str(error))
         what.insert(0, type(error).__name__)
-        return MachineCode(failure=": ".join(what)[:1000])
+        return MachineCode(failure=re.sub(r"/\S*/(?=src/)", "", ": ".join(what))[:1000])
     shared = compiled.metadata.shared
     if gpu.backend == "hip":
         code = read_gcn(compiled.asm["amdgcn"], shared)
