@@ -127,7 +127,7 @@ def row_products(
     return b_product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "threshold", "row", "chunk"])
 def weights_kernel(
     p_q,
     p_k,
@@ -228,7 +228,7 @@ def weights_kernel(
         now = upper
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row", "chunk"])
 def finish_kernel(
     p_weight,
     p_high,

@@ -155,7 +155,7 @@ def rotate_kernel(
         tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def forward_kernel(
     p_q,
     p_k,

@@ -12,7 +12,7 @@ from litmegalodon.ops.chunk_attention.backward_kernels import origins
 from litmegalodon.ops.chunk_attention.kernels import add_product, load_rows, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row", "chunk"])
 def query_kernel(
     p_k,
     p_k_cache,
@@ -88,7 +88,7 @@ def query_kernel(
         now = upper
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row", "chunk"])
 def key_kernel(
     p_x,
     p_low,
