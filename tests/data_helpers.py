@@ -15,6 +15,14 @@ def documents(texts):
     return [Document(f"document {i}", text) for i, text in enumerate(texts)]
 
 
+def splits_of(source):
+    """All documents of a source, by split."""
+    return {
+        split: [item for shard in source.shards(split) for _, item in shard.documents()]
+        for split in ("train", "val")
+    }
+
+
 def expected_rows(texts, seq_len, reset_documents=True):
     """Rows as lists of (token, target, reset), one triple a position."""
     tokens = [token for text in texts for token in [BOS, *text, EOS]]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from litmegalodon.data.documents import (
     Document,
-    DocumentSource,
+    LeftOut,
     ListSource,
+    Shard,
+    Source,
     compression_baselines,
     corpus_fingerprint,
 )
@@ -27,9 +29,11 @@ __all__ = [
     "IGNORED",
     "ByteTokenizer",
     "Document",
-    "DocumentSource",
+    "LeftOut",
     "ListSource",
     "PackedRows",
+    "Shard",
+    "Source",
     "StdlibSource",
     "TextDataModule",
     "Tokenizer",

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from litmegalodon.data.documents import Document, DocumentSource, compression_baselines
+from litmegalodon.data.documents import SPLITS, Document, Source, compression_baselines
 from litmegalodon.data.order import row_at
 from litmegalodon.data.packing import PackedRows, Row
 from litmegalodon.data.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class TextDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: DocumentSource,
+        source: Source,
         tokenizer: Tokenizer,
         seq_len: int = 2048,
         batch_size: int = 8,
@@ -80,8 +80,11 @@ class TextDataModule(LightningDataModule):
         self._check_shared("val_batch_size")
         if self._rows:
             return
-        documents = self.source.documents()
-        for split in ("train", "val"):
+        documents = {
+            split: [item for shard in self.source.shards(split) for _, item in shard.documents()]
+            for split in SPLITS
+        }
+        for split in SPLITS:
             if not any(document.text for document in documents[split]):
                 raise ValueError(
                     f"data.source: its {'training' if split == 'train' else 'held-out'} documents"
@@ -190,7 +193,7 @@ class TextDataModule(LightningDataModule):
 
     def validation_documents(self) -> list[Document]:
         """The held-out documents, in order."""
-        return self.source.documents()["val"]
+        return [item for shard in self.source.shards("val") for _, item in shard.documents()]
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share for a cursor to mean the same sample, by setting."""
