@@ -230,6 +230,7 @@ def test_the_summary_counts_both_splits():
         "val_utilisation": pytest.approx(5 / 8),
         "left_out_files": 0,
         "left_out_bytes": 0,
+        "left_out_places": 0,
     }
     assert module.val_bytes == 3
     assert module.val_targets == 4
