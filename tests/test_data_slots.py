@@ -151,7 +151,7 @@ def test_a_place_left_out_is_counted_by_one_slot(slots, capsys):
     for slot in range(slots):
         reader = module._reader(slot)
         for piece in reader.pieces(np.zeros(reader.width, dtype=np.int64)):
-            if piece.place[0] * (slots if slots <= 2 else 1) + slot >= 2:
+            if (slot + slots * piece.place[0] if slots <= 2 else piece.place[0]) >= 2:
                 break
     assert capsys.readouterr().out == "data: left out book.txt: is no UTF-8\n"
     for batch in islice(module.train_dataloader(), 20):

@@ -28,12 +28,14 @@ class MixtureSource:
                 f" {', '.join(sources)}"
             )
         for name, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (number and 0 < weight < math.inf):
                 raise ValueError(
                     f"data.source.weights.{name}={weight}: must be a number above 0; leave the"
                     " source out instead"
                 )
-            if not math.isfinite(weight) or weight / sum(weights.values()) * ROUND < 1:
+        for name, weight in weights.items():
+            if weight / sum(weights.values()) * ROUND < 1:
                 raise ValueError(
                     f"data.source.weights.{name}={weight}: must be at least 1/{ROUND} of their sum"
                 )
