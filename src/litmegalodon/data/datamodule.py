@@ -12,18 +12,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from litmegalodon.data.batches import TrainBatches, ValBatches
 from litmegalodon.data.corpus import Corpus, Part, open_corpus
 from litmegalodon.data.documents import Document, Source, compression_baselines
-from litmegalodon.data.packing import PackedRows
+from litmegalodon.data.packing import PackedRows, check_cutting
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
 from litmegalodon.data.tokenizer import Tokenizer
-
-CUTTINGS = ("packed", "lanes")
 
 
 class TextDataModule(LightningDataModule):
@@ -85,11 +84,9 @@ class TextDataModule(LightningDataModule):
         self.reset_documents = reset_documents
         self.shuffle = shuffle
         self.seed = _whole("seed", seed, 0)
-        if cutting not in CUTTINGS:
-            raise ValueError(f"data.cutting={cutting}: must be {' or '.join(CUTTINGS)}")
-        self.cutting = cutting
+        check_cutting(cutting, seq_len, chunk_size)
+        self.cutting, self.chunk_size = cutting, chunk_size
         self.streaming = streaming
-        self.chunk_size = check_lanes(cutting, seq_len, chunk_size)
         self.on_error = OnError(on_error)
         self.in_memory_limit = in_memory_limit
         self._position = Position()
@@ -153,6 +150,11 @@ class TextDataModule(LightningDataModule):
             align = self.chunk_size if self.carries_state and self.reset_documents else 1
             cut = Cut(self.seq_len, self.tokenizer.eos_id, self.reset_documents, align)
             readers = [self._reader(slot) for slot in self._slots()]
+            if self.num_workers > len(readers):
+                rank_zero_info(
+                    f"data.num_workers={self.num_workers}: {len(readers)} are used, one for each"
+                    " row of a batch in this process"
+                )
             batches = SlotBatches(readers, cut, position, self.batch_size)
             return SlotLoader(batches, self.num_workers)
         stream = TrainBatches(
@@ -318,20 +320,6 @@ class TextDataModule(LightningDataModule):
                 f"data.{setting}={batch_size}: counts rows over all {world} data-parallel"
                 f" processes and must divide by them; set data.{setting}={nearest}"
             )
-
-
-def check_lanes(cutting: str, seq_len: int, chunk_size: int | None) -> int | None:
-    """The chunk size; ValueError where rows of lanes are not whole chunks."""
-    if cutting == "lanes":
-        if chunk_size is None:
-            raise ValueError("data.chunk_size=null: lanes need the model's; set it")
-        if seq_len % chunk_size:
-            nearest = max(1, round(seq_len / chunk_size)) * chunk_size
-            raise ValueError(
-                f"data.seq_len={seq_len}: rows of lanes are whole chunks of"
-                f" model.config.chunk_size={chunk_size}; set data.seq_len={nearest}"
-            )
-    return chunk_size
 
 
 def _counts(stores: list[Any]) -> dict[str, int]:

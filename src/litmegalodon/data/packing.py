@@ -15,6 +15,8 @@ import numpy as np
 
 from litmegalodon.data.store import IGNORED, TokenStore
 
+CUTTINGS = ("packed", "lanes")
+
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -83,3 +85,19 @@ def empty_row(seq_len: int, eos_id: int) -> Row:
         np.full(seq_len, IGNORED, dtype=np.int64),
         np.zeros(seq_len, dtype=bool),
     )
+
+
+def check_cutting(cutting: str, seq_len: int, chunk_size: int | None) -> None:
+    """ValueError where data.cutting is unknown, or rows of lanes are not whole chunks."""
+    if cutting not in CUTTINGS:
+        raise ValueError(f"data.cutting={cutting}: must be {' or '.join(CUTTINGS)}")
+    if cutting == "packed":
+        return
+    if chunk_size is None:
+        raise ValueError("data.chunk_size=null: lanes need the model's; set it")
+    if seq_len % chunk_size:
+        nearest = max(1, round(seq_len / chunk_size)) * chunk_size
+        raise ValueError(
+            f"data.seq_len={seq_len}: rows of lanes are whole chunks of"
+            f" model.config.chunk_size={chunk_size}; set data.seq_len={nearest}"
+        )
