@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -170,6 +171,9 @@ def test_evaluating_a_checkpoint_leaves_the_position_alone():
     module.trainer.state.fn = "validate"
     module.load_state_dict(trained.state_dict())
     assert module.cursor == 0
+    module.tokenizer = SimpleNamespace(fingerprint="another")
+    with pytest.raises(ValueError, match=r"data\.tokenizer\.fingerprint=another: .*bytes-"):
+        module.load_state_dict(trained.state_dict())
 
 
 @pytest.mark.parametrize(

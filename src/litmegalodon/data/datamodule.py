@@ -188,9 +188,15 @@ class TextDataModule(LightningDataModule):
         """Go on from a checkpoint's cursor; ValueError if these settings give other batches.
 
         batch_size may differ where the cursor counts samples of one order. Evaluating a checkpoint
-        leaves the position alone, and compares nothing.
+        leaves the position alone, and needs the same tokenizer only.
         """
+        name, ours = "tokenizer.fingerprint", self.tokenizer.fingerprint
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            if state_dict[name] != ours:
+                raise ValueError(
+                    f"data.{name}={ours}: the checkpoint was trained with {state_dict[name]}, to"
+                    " which these ids are other text; take the tokenizer that it was trained with"
+                )
             return
         for name, ours in self._identity().items():
             # A setting that the checkpoint does not know had no other value then.
