@@ -11,10 +11,10 @@ def no_text(schema: pa.Schema, columns: Columns) -> str | None:
     for setting, column in zip(columns.settings, columns.names, strict=True):
         if not _is_text(kinds[column]):
             texts = [name for name, kind in kinds.items() if _is_text(kind)]
-            others = f" to one of {', '.join(map(repr, texts))}" if texts else ""
+            others = f"one of {', '.join(map(repr, texts))}" if texts else "a column of text"
             return (
                 f"has {kinds[column]} in column {column!r}, not text;"
-                f" set data.source.{setting}{others}"
+                f" set data.source.{setting} to {others}"
             )
     return None
 

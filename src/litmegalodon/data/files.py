@@ -10,25 +10,13 @@ from functools import cached_property
 from litmegalodon.data import readers
 from litmegalodon.data.columns import Columns
 from litmegalodon.data.documents import Document, LeftOut, is_held_out
+from litmegalodon.data.holding_out import HoldOut, check_fraction
 from litmegalodon.data.listing import Listing, list_files, unreadable
 from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
 
 # What the fingerprint reads of each end of a file, in bytes, and files that are read at a time.
 END = 64 << 10
 THREADS = 16
-
-
-@dataclass(frozen=True)
-class HoldOut:
-    """Whether a document of a name is in a split; fraction None: whether it is anything."""
-
-    split: str
-    fraction: float | None
-
-    def __call__(self, name: str) -> bool:
-        if self.fraction is None:
-            return True
-        return is_held_out(name, self.fraction) == (self.split == "val")
 
 
 @dataclass(frozen=True)
@@ -148,14 +136,6 @@ class FilesSource:
         enough = next(step for step in steps if any(is_held_out(name, step) for name in names))
         raised = f"raise it to {enough:g} or more, or " if enough < 1 else ""
         return f"{setting}: holds out none of {len(names)} text files; {raised}{instead}"
-
-
-def check_fraction(fraction: float) -> None:
-    """ValueError if validation_fraction leaves nothing to train on or nothing held out."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ValueError(
-            f"data.source.validation_fraction={fraction}: must be a number above 0 and below 1"
-        )
 
 
 def _patterns(setting: str, value: str | Sequence[str]) -> list[str]:
