@@ -288,7 +288,7 @@ EXAMPLES = {
         for i in range(2)
     },
 }
-# Those whose column or split is another one than text and train: the latter by what is in its paths.
+# Where the column is not text, or there is one split: what is in the paths of that.
 TEXT = {"the-stack": "content"}
 ONE_SPLIT = {"fineweb": "sample/10BT", "the-stack": "data/python"}
 CARDS = {
