@@ -24,15 +24,17 @@ def close(a: list[dict[str, str]], b: list[dict[str, str]], tolerance: float) ->
                 assert float(one[name]) == pytest.approx(float(other[name]), rel=tolerance), name
 
 
-def test_two_processes_equal_one_and_continue_each_other(tmp_path):
+@pytest.mark.parametrize("cutting", ["packed", "lanes"])
+def test_two_processes_equal_one_and_continue_each_other(cutting, tmp_path):
     one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
-    run("train", *SETTINGS, f"hydra.run.dir={one}", cwd=tmp_path)
-    run("train", *SETTINGS, "trainer.devices=2", f"hydra.run.dir={two}", cwd=tmp_path)
+    settings = (*SETTINGS, f"data.cutting={cutting}")
+    run("train", *settings, f"hydra.run.dir={one}", cwd=tmp_path)
+    run("train", *settings, "trainer.devices=2", f"hydra.run.dir={two}", cwd=tmp_path)
     close(metrics(two), metrics(one), 1e-4)
     # What two have saved, one continues; and the other way round.
     for devices, saved in ((1, two), (2, one)):
         folder = more / str(devices)
         resume = (f"trainer.devices={devices}", f"ckpt_path={last_checkpoint(saved)}")
         longer = (*resume, "trainer.max_steps=12", f"hydra.run.dir={folder}")
-        run("train", *SETTINGS, *longer, cwd=tmp_path)
+        run("train", *settings, *longer, cwd=tmp_path)
     close(metrics(more / "1"), metrics(more / "2"), 1e-4)

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from litmegalodon.data.documents import (
     Document,
     LeftOut,
+    ListShard,
     ListSource,
     Shard,
     Source,
     compression_baselines,
     corpus_fingerprint,
 )
+from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.order import permute, row_at
-from litmegalodon.data.packing import IGNORED, PackedRows
+from litmegalodon.data.packing import PackedRows
 from litmegalodon.data.stdlib import StdlibSource
+from litmegalodon.data.store import IGNORED, MemoryStore, TokenStore
 from litmegalodon.data.tokenizer import ByteTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -44,13 +47,17 @@ __all__ = [
     "FilesSource",
     "HubSource",
     "LeftOut",
+    "ListShard",
     "ListSource",
+    "MemoryStore",
+    "MixtureSource",
     "PackedRows",
     "Shard",
     "Source",
     "StdlibSource",
     "SyntheticSource",
     "TextDataModule",
+    "TokenStore",
     "Tokenizer",
     "compression_baselines",
     "corpus_fingerprint",

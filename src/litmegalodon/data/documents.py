@@ -79,7 +79,7 @@ class ListShard:
     """Documents in memory."""
 
     name: str
-    items: Sequence[Document]
+    items: Sequence[Document | LeftOut]
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document | LeftOut]]:
         for number in range(first, len(self.items)):

@@ -1,7 +1,9 @@
 """Sharding, applied to a model from outside: the model itself knows of one process only."""
 
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
 
 from litmegalodon.models.megalodon import Megalodon
 
@@ -18,3 +20,10 @@ def parallelize(model: Megalodon, mesh: DeviceMesh) -> Megalodon:
     fully_shard(model, mesh=mesh["data"])
     register_fsdp_forward_method(model, "loss")
     return model
+
+
+def shard_rows(value: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A tensor of all data-parallel processes' rows from this process' ones, which are its share
+    of them in order.
+    """
+    return DTensor.from_local(value, mesh["data"], [Shard(0)], run_check=False)
