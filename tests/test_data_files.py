@@ -2,12 +2,13 @@
 
 import os
 import pickle
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_helpers import splits_of, written_corpus
+from data_helpers import datamodule, splits_of, written_corpus
 from litmegalodon.data import Document, FilesSource, LeftOut
 from litmegalodon.data.documents import is_held_out
 
@@ -307,3 +308,23 @@ def test_shards_go_to_other_processes(tmp_path):
     written_corpus(tmp_path, ".jsonl", WORDS)
     [shard] = FilesSource(str(tmp_path)).shards("train")
     assert list(pickle.loads(pickle.dumps(shard)).documents()) == list(shard.documents())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork.*")
+@pytest.mark.parametrize("format", [".txt", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_reads_every_text_once_an_epoch_with_workers_too(format, streaming, tmp_path):
+    texts = [f"text {i} ".ljust(20, "x") for i in range(60)]
+    written_corpus(tmp_path / "corpus", format, texts)
+    written_corpus(tmp_path / "val", ".parquet", ["held out"])
+    source = FilesSource(f"{tmp_path}/corpus", f"{tmp_path}/val")
+    settings = {"source": source, "seq_len": 22, "batch_size": 2, "streaming": streaming}
+    read = {}
+    for num_workers in (0, 2):
+        loader = datamodule(**settings, num_workers=num_workers).train_dataloader()
+        rows = [row for batch in islice(loader, 30) for row in batch["tokens"].tolist()]
+        read[num_workers] = [bytes(row[1:-1]).decode() for row in rows]
+    assert read[2] == read[0]
+    # Streamed text files are whole shards of one row or the other.
+    if format != ".txt" or not streaming:
+        assert sorted(read[0]) == sorted(texts)

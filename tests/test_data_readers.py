@@ -194,6 +194,21 @@ def test_broken_utf8_in_a_text_file_is_named_by_byte_and_line(
     assert bad.reason == f"is no UTF-8: byte {byte} of the file is {data[byte - 1]:#04x}"
 
 
+@pytest.mark.parametrize("format", [*TEXTS, *(f for f in RECORDS if "jsonl" in f)])
+def test_a_file_without_a_byte_is_left_out_and_no_error(format, tmp_path):
+    path = written(tmp_path, f"a{format}", b"")
+    assert read(path) == [(0, LeftOut(str(path), "is empty", error=False))]
+    assert read(path, first=1) == []
+
+
+def test_a_path_that_is_no_utf8_can_be_printed(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    path.write_bytes(b"{\n")
+    assert only(path).where == f"{tmp_path}/caf\\xe9.jsonl, line 1"
+    path.write_bytes(b'{"text": "a"}')
+    assert only(path).name == os.fsdecode(b"caf\xe9.jsonl:1")
+
+
 @pytest.mark.parametrize("format", TEXTS)
 def test_an_empty_text_file_is_left_out_and_no_error(format, tmp_path):
     [path] = written_corpus(tmp_path, format, [""])

@@ -55,6 +55,11 @@ class CorpusFile:
         ending = _ending(os.path.splitext(self.path)[0] if self.compression else self.path)
         return ending if ending in FORMATS else None
 
+    @property
+    def shown(self) -> str:
+        """Its path to print: bytes in it that are no UTF-8 as escapes."""
+        return os.fsencode(self.path).decode(errors="backslashreplace")
+
     def record(self, number: int) -> str:
         """The name of one of the file's records, which it counts from 1 as an editor does lines."""
         return f"{self.name}:{number + 1}"
@@ -92,7 +97,10 @@ def documents(
             raise _UnreadableError(
                 f"it has {size:,} bytes and had {file.size:,} when this run began; start again"
             )
-        if file.format in TEXT_FORMATS:
+        if size == 0 and file.format != ".parquet":
+            if first == 0:
+                yield 0, LeftOut(file.shown, "is empty", error=False)
+        elif file.format in TEXT_FORMATS:
             yield 0, _text(file)
         elif file.format == ".parquet":
             yield from _rows(file, columns, first, wanted, place)
@@ -107,8 +115,8 @@ def documents(
 def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
     reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
     if place.unit is None or place.number == 0:
-        return LeftOut(file.path, f"cannot be read: {reason}")
-    where = f"{file.path}, {place.unit} {place.number + 1}"
+        return LeftOut(file.shown, f"cannot be read: {reason}")
+    where = f"{file.shown}, {place.unit} {place.number + 1}"
     return LeftOut(where, f"cannot be read, nor what follows: {reason}")
 
 
@@ -116,21 +124,23 @@ def _text(file: CorpusFile) -> Document | LeftOut:
     if file.compression is not None:
         with pa.input_stream(file.path, compression=file.compression) as stream:
             text = memoryview(stream.read())
-    elif file.size > 0:
-        with open(file.path, "rb") as opened:
-            text = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
     else:
-        text = memoryview(b"")
+        with open(file.path, "rb") as opened:
+            # A process may only map some tens of thousands of files at a time.
+            small = file.size <= BLOCK
+            text = memoryview(
+                opened.read() if small else mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            )
     broken = _first_broken_byte(text)
     if broken is not None:
         line = 1 + sum(block.count(b"\n") for block in _blocks(text[:broken]))
         return LeftOut(
-            f"{file.path}, line {line}",
+            f"{file.shown}, line {line}",
             f"is no UTF-8: byte {broken + 1:,} of the file is {text[broken]:#04x}",
         )
     if text[:3] == codecs.BOM_UTF8:
         text = text[3:]
-    return Document(file.name, text) if text else LeftOut(file.path, "is empty", error=False)
+    return Document(file.name, text) if text else LeftOut(file.shown, "is empty", error=False)
 
 
 def _first_broken_byte(text: memoryview) -> int | None:
@@ -170,7 +180,7 @@ def _lines(
             number = place.number
             place.number += 1
             if wanted(file.record(number)):
-                where = f"{file.path}, line {number + 1}"
+                where = f"{file.shown}, line {number + 1}"
                 holder = [line]
                 # A line may take as much memory as there is: no second reference to it.
                 del line
@@ -257,7 +267,7 @@ def _rows(
                     texts = texts_of(batch, columns)
                     for i in range(max(0, first - place.number), len(batch)):
                         number = place.number + i
-                        name, where = file.record(number), f"{file.path}, row {number + 1}"
+                        name, where = file.record(number), f"{file.shown}, row {number + 1}"
                         if wanted(name):
                             values = [column[i].as_py() for column in texts]
                             yield number, columns.document(name, where, values)
