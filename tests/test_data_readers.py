@@ -22,7 +22,9 @@ RECORDS = [f"{stem}{end}" for stem in (".jsonl", ".parquet") for end in COMPRESS
 TEXTS = [f"{stem}{end}" for stem in (".txt", ".md") for end in COMPRESSIONS]
 NAMES = {"": None, ".gz": "gzip", ".zst": "zstd"}
 
-texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=9)
+texts = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=9), min_size=1, max_size=9
+)
 
 
 def listed(path):
