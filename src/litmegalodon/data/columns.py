@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from litmegalodon.data.documents import Document, LeftOut
@@ -32,14 +33,14 @@ class Columns:
             if not isinstance(column, str) or not column:
                 raise ValueError(f"data.source.{setting}={column}: must be the name of a column")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The columns that are read: (text,) or (prompt, completion)."""
         if self.prompt is None or self.completion is None:
             return (self.text,)
         return (self.prompt, self.completion)
 
-    @property
+    @cached_property
     def settings(self) -> tuple[str, ...]:
         """The settings that name them, in the same order."""
         return ("text_column",) if self.prompt is None else ("prompt_column", "completion_column")

@@ -176,15 +176,17 @@ def _lines(
         if stream.peek(3)[:3] == codecs.BOM_UTF8:
             stream.read(3)
         _skip_lines(stream, first, place)
+        shown = file.shown
         for line in stream:
             number = place.number
             place.number += 1
-            if wanted(file.record(number)):
-                where = f"{file.shown}, line {number + 1}"
+            name = file.record(number)
+            if wanted(name):
+                where = f"{shown}, line {number + 1}"
                 holder = [line]
                 # A line may take as much memory as there is: no second reference to it.
                 del line
-                yield number, _line(columns, file.record(number), where, holder)
+                yield number, _line(columns, name, where, holder)
         if file.compression is None and stream.tell() != file.size:
             raise _UnreadableError(
                 f"it was changed while it was read, from {file.size:,} bytes to {stream.tell():,}"
@@ -232,10 +234,10 @@ def _line(columns: Columns, name: str, where: str, holder: list[bytes]) -> Docum
     del text
     if not isinstance(record, dict):
         return LeftOut(where, f"is no JSON object but {type(record).__name__}")
-    missing = columns.missing_from(list(record))
-    if missing is not None:
-        return LeftOut(where, missing)
-    values = [record[column] for column in columns.names]
+    try:
+        values = [record[column] for column in columns.names]
+    except KeyError:
+        return LeftOut(where, str(columns.missing_from(list(record))))
     return columns.document(name, where, values)
 
 
@@ -252,7 +254,7 @@ def _rows(
         reason = columns.missing_from(schema.names) or no_text(schema, columns)
         if reason is not None:
             raise _UnreadableError(reason)
-        start = 0
+        shown, start = file.shown, 0
         for group in range(parquet.num_row_groups):
             metadata = parquet.metadata.row_group(group)
             rows = metadata.num_rows
@@ -264,12 +266,13 @@ def _rows(
                     columns=list(columns.names),
                 )
                 for batch in batches:
-                    texts = texts_of(batch, columns)
-                    for i in range(max(0, first - place.number), len(batch)):
-                        number = place.number + i
-                        name, where = file.record(number), f"{file.shown}, row {number + 1}"
+                    skipped = min(len(batch), max(0, first - place.number))
+                    texts = [column.to_pylist() for column in texts_of(batch[skipped:], columns)]
+                    numbers = range(place.number + skipped, place.number + len(batch))
+                    for number, *values in zip(numbers, *texts, strict=True):
+                        name = file.record(number)
                         if wanted(name):
-                            values = [column[i].as_py() for column in texts]
+                            where = f"{shown}, row {number + 1}"
                             yield number, columns.document(name, where, values)
                     place.number += len(batch)
             start += rows
