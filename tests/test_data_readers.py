@@ -243,12 +243,15 @@ def test_a_file_without_a_byte_is_left_out_and_no_error(format, tmp_path):
     assert read(path, first=1) == []
 
 
+@pytest.mark.parametrize("format", [*TEXTS, *RECORDS])
+def test_a_path_that_is_no_utf8_is_read(format, tmp_path):
+    [path] = written_corpus(tmp_path / os.fsdecode(b"caf\xe9"), format, ["some text"])
+    assert only(path).text == b"some text"
+
+
 def test_a_path_that_is_no_utf8_can_be_printed(tmp_path):
-    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
-    path.write_bytes(b"{\n")
+    path = written(tmp_path, os.fsdecode(b"caf\xe9.jsonl"), b"{\n")
     assert only(path).where == f"{tmp_path}/caf\\xe9.jsonl, line 1"
-    path.write_bytes(b'{"text": "a"}')
-    assert only(path).name == os.fsdecode(b"caf\xe9.jsonl:1")
 
 
 @pytest.mark.parametrize("format", TEXTS)
@@ -369,8 +372,6 @@ def test_a_file_without_permission_is_named(format, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("builtins.open", refuse)
-    monkeypatch.setattr(readers.pa, "input_stream", refuse)
-    monkeypatch.setattr(readers.pq, "ParquetFile", refuse)
     [(_, bad)] = readers.documents(file, Columns())
     assert bad == LeftOut(str(path), "cannot be read: Permission denied")
 

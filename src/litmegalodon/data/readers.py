@@ -120,17 +120,22 @@ def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
     return LeftOut(where, f"cannot be read, nor what follows: {reason}")
 
 
+def _opened(file: CorpusFile) -> io.BufferedReader:
+    """What is in a file, decompressed."""
+    # Arrow itself opens no file whose name is no UTF-8.
+    opened = open(file.path, "rb", buffering=BLOCK)  # noqa: SIM115
+    if file.compression is None:
+        return opened
+    return io.BufferedReader(pa.input_stream(opened, compression=file.compression), BLOCK)
+
+
 def _text(file: CorpusFile) -> Document | LeftOut:
-    if file.compression is not None:
-        with pa.input_stream(file.path, compression=file.compression) as stream:
+    with _opened(file) as stream:
+        # A process may only map some tens of thousands of files at a time.
+        if file.compression is not None or file.size <= BLOCK:
             text = memoryview(stream.read())
-    else:
-        with open(file.path, "rb") as opened:
-            # A process may only map some tens of thousands of files at a time.
-            small = file.size <= BLOCK
-            text = memoryview(
-                opened.read() if small else mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            )
+        else:
+            text = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     broken = first_broken_byte(text)
     if broken is not None:
         line = 1 + sum(block.count(b"\n") for block in blocks(text[:broken]))
@@ -150,7 +155,7 @@ def _lines(
     wanted: Callable[[str], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
-    with _buffered(file) as stream:
+    with _opened(file) as stream:
         place.number, place.unit = 0, "line"
         if stream.peek(3)[:3] == codecs.BOM_UTF8:
             stream.read(3)
@@ -172,12 +177,6 @@ def _lines(
             )
 
 
-def _buffered(file: CorpusFile) -> io.BufferedReader:
-    if file.compression is None:
-        return open(file.path, "rb", buffering=BLOCK)
-    return io.BufferedReader(pa.input_stream(file.path, compression=file.compression), BLOCK)
-
-
 def _skip_lines(stream: io.BufferedReader, first: int, place: _Place) -> None:
     """Go to line `first`, or to the end of the file, at the speed of counting line ends."""
     while place.number < first and (block := stream.peek()):
@@ -195,7 +194,10 @@ def _rows(
     wanted: Callable[[str], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
-    with _parquet(file) as parquet:
+    with _opened(file) as stream:
+        # A table is read from its end.
+        table = stream if file.compression is None else pa.BufferReader(stream.read())
+        parquet = pq.ParquetFile(table, buffer_size=BLOCK)
         schema = parquet.schema_arrow
         place.number, place.unit = 0, "row"
         reason = columns.missing_from(schema.names) or no_text(schema, columns)
@@ -225,13 +227,6 @@ def _rows(
             start += rows
 
 
-def _parquet(file: CorpusFile) -> pq.ParquetFile:
-    if file.compression is None:
-        return pq.ParquetFile(file.path, buffer_size=BLOCK)
-    with pa.input_stream(file.path, compression=file.compression) as stream:
-        return pq.ParquetFile(pa.BufferReader(stream.read()))
-
-
 def text_bytes(file: CorpusFile, columns: Columns) -> int | None:
     """About how much text a file holds, without reading it; None where that is unknown."""
     if file.compression is not None:
@@ -239,7 +234,8 @@ def text_bytes(file: CorpusFile, columns: Columns) -> int | None:
     if file.format != ".parquet":
         return file.size
     try:
-        metadata = pq.read_metadata(file.path)
+        with _opened(file) as stream:
+            metadata = pq.read_metadata(stream)
     except (OSError, pa.ArrowException):
         # Said when it is read.
         return 0
