@@ -17,6 +17,7 @@ from litmegalodon.utils.printing import say, short_path
 from litmegalodon.utils.settings import check_settings
 
 if TYPE_CHECKING:
+    from litmegalodon.data import Source
     from litmegalodon.data.survey import Survey
 
 
@@ -44,7 +45,7 @@ def show(cfg: DictConfig) -> None:
     say(f"fingerprint {source.fingerprint}, tokenizer {tokenizer.fingerprint}")
     for split, found in surveys.items():
         say(describe(split, found))
-    say_left_out(source.left_out, surveys)
+    say_left_out(source, surveys)
     say_copies(surveys)
     if any(found.lengths for found in surveys.values()):
         path = Path(cfg.paths.output_dir) / "lengths.png"
@@ -71,13 +72,17 @@ def describe(split: str, found: "Survey") -> str:
     return f"{line}; {found.text_bytes / texts:.2f} bytes a token" if found.text_bytes else line
 
 
-def say_left_out(of_source: dict[str, Any], surveys: dict[str, "Survey"]) -> None:
+def say_left_out(source: "Source", surveys: dict[str, "Survey"]) -> None:
     """Say what was not taken, and name the first errors."""
+    files, size = source.left_out["files"], source.left_out["bytes"]
+    # Only a source of files of any kind knows which kinds it does not read.
+    endings = getattr(source, "left_out_endings", {})
+    kinds = ", ".join(f"{ending}: {count:,}" for ending, count in sorted(endings.items()))
     empty = sum(found.left_out - found.errors for found in surveys.values())
     broken = sum(found.errors for found in surveys.values())
     say(
-        f"left out: {of_source['files']:,} files of {of_source['bytes']:,} bytes; {empty:,} empty"
-        f" places, {broken:,} errors"
+        f"left out: {files:,} files of {size:,} bytes{f' ({kinds})' if kinds else ''}; {empty:,}"
+        f" empty places, {broken:,} errors"
     )
     for found in surveys.values():
         for place in found.named:

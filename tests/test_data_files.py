@@ -117,6 +117,9 @@ def test_patterns_start_at_the_working_folder(tmp_path, monkeypatch):
 def test_a_name_with_wildcards_in_it_can_be_given_as_it_is(tmp_path):
     tree(tmp_path, "[a].jsonl", "a.jsonl")
     assert names_of(FilesSource(f"{tmp_path}/[a].jsonl")) == ["[a].jsonl"]
+    tree(tmp_path, "[b]/1.jsonl", "b/2.jsonl")
+    [shard] = FilesSource("*.jsonl", root=f"{tmp_path}/[b]").shards("train")
+    assert shard.name.endswith("1.jsonl")
 
 
 def test_links_are_followed_and_one_that_leads_back_is_so_once(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import as_jsonl, as_parquet, compressed, written_corpus
-from litmegalodon.data import readers
+from litmegalodon.data import json_line, readers, utf8
 from litmegalodon.data.columns import Columns
 from litmegalodon.data.documents import Document, LeftOut
 from litmegalodon.data.readers import CorpusFile
@@ -53,10 +53,14 @@ def only(path, **settings):
     return item
 
 
+def make_blocks_small(patch):
+    for module, name in ((readers, "BLOCK"), (readers, "BATCH"), (utf8, "BLOCK")):
+        patch.setattr(module, name, 16)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK", 16)
-    monkeypatch.setattr(readers, "BATCH", 16)
+    make_blocks_small(monkeypatch)
 
 
 @pytest.mark.parametrize("format", RECORDS)
@@ -64,8 +68,7 @@ def small_blocks(monkeypatch):
 @given(texts)
 def test_every_record_is_a_document_from_any_number_on(format, tmp_path_factory, texts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", 16)
-        patch.setattr(readers, "BATCH", 16)
+        make_blocks_small(patch)
         [path] = written_corpus(tmp_path_factory.mktemp("corpus"), format, texts)
         unit = "line" if "jsonl" in format else "row"
         expected = [
@@ -83,7 +86,7 @@ def test_every_record_is_a_document_from_any_number_on(format, tmp_path_factory,
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=99))
 def test_a_text_file_is_one_document(format, tmp_path_factory, text):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", 16)
+        make_blocks_small(patch)
         [path] = written_corpus(tmp_path_factory.mktemp("corpus"), format, [text])
         assert read(path) == [(0, Document(path.name, text.removeprefix("\ufeff").encode()))] or (
             text == "\ufeff"
@@ -112,7 +115,7 @@ def test_lines_that_are_skipped_or_not_wanted_are_not_parsed(tmp_path, monkeypat
     [path] = written_corpus(tmp_path, ".jsonl", [str(i) for i in range(50)])
     parsed = []
     loads = json.loads
-    monkeypatch.setattr(readers.json, "loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr(json_line.json, "loads", lambda text: parsed.append(text) or loads(text))
     assert len(read(path, first=40, wanted=lambda name: not name.endswith("5"))) == len(parsed) == 9
 
 
@@ -165,6 +168,43 @@ def test_a_bad_line_is_named_and_the_next_one_is_read(line, reason, tmp_path):
     assert bad.reason.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": "a', "is no JSON object with text in 'text': Missing a closing quotation mark"),
+        (b'{"text": "caf\xe9"}', "is no UTF-8: byte 14 of the line is 0xe9"),
+        (b'{"words": "a"}', "has no column 'text', or null in it"),
+        (b'{"text": null}', "has no column 'text', or null in it"),
+        (b'{"text": 7}', "is no JSON object with text in 'text': Column(/text) changed from stri"),
+        (b'{"text": "\\ud83d"}', "is no JSON object with text in 'text': The surrogate pair in"),
+        (b'["a"]', "is no JSON object with text in 'text': Column() changed from object to array"),
+        (b'{"text": "a"} {"text": "b"}', "holds 2 JSON objects, not one"),
+    ],
+)
+def test_a_bad_line_that_is_long_is_named_too(line, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_line, "LONG", 1)
+    path = written(tmp_path, "a.jsonl", b'{"text": "a"}\n' + line + b'\n{"text": "c", "id": {}}\n')
+    before, (number, bad), after = read(path)
+    assert (before[1].text, after[1].text) == (b"a", b"c")
+    assert number == 1 and bad.where == f"{path}, line 2" and bad.error
+    assert bad.reason.startswith(reason)
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts)
+def test_long_lines_are_read_as_short_ones_are(tmp_path_factory, texts):
+    [path] = written_corpus(tmp_path_factory.mktemp("corpus"), ".jsonl", texts)
+    short = read(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_line, "LONG", 1)
+        assert read(path) == short
+        columns = Columns(prompt="text", completion="text")
+        given = [item for _, item in read(path, columns=columns) if isinstance(item, Document)]
+    assert [(item.prompt, item.text) for item in given] == [
+        (text.encode(), text.encode()) for text in texts if text
+    ]
+
+
 def test_blank_lines_are_counted_and_no_error(tmp_path):
     path = written(tmp_path, "a.jsonl", b'\n{"text": "a"}\r\n\r\n  \n{"text": "b"}')
     assert [getattr(item, "error", None) for _, item in read(path)] == [
@@ -203,12 +243,15 @@ def test_a_file_without_a_byte_is_left_out_and_no_error(format, tmp_path):
     assert read(path, first=1) == []
 
 
+@pytest.mark.parametrize("format", [*TEXTS, *RECORDS])
+def test_a_path_that_is_no_utf8_is_read(format, tmp_path):
+    [path] = written_corpus(tmp_path / os.fsdecode(b"caf\xe9"), format, ["some text"])
+    assert only(path).text == b"some text"
+
+
 def test_a_path_that_is_no_utf8_can_be_printed(tmp_path):
-    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
-    path.write_bytes(b"{\n")
+    path = written(tmp_path, os.fsdecode(b"caf\xe9.jsonl"), b"{\n")
     assert only(path).where == f"{tmp_path}/caf\\xe9.jsonl, line 1"
-    path.write_bytes(b'{"text": "a"}')
-    assert only(path).name == os.fsdecode(b"caf\xe9.jsonl:1")
 
 
 @pytest.mark.parametrize("format", TEXTS)
@@ -329,8 +372,6 @@ def test_a_file_without_permission_is_named(format, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("builtins.open", refuse)
-    monkeypatch.setattr(readers.pa, "input_stream", refuse)
-    monkeypatch.setattr(readers.pq, "ParquetFile", refuse)
     [(_, bad)] = readers.documents(file, Columns())
     assert bad == LeftOut(str(path), "cannot be read: Permission denied")
 

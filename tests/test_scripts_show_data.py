@@ -134,6 +134,7 @@ def test_the_script_shows_files_and_what_is_wrong_with_them(tmp_path):
     written_corpus(tmp_path / "val", ".txt", ["text 3 " * 90, "new"])
     with (tmp_path / "corpus" / "corpus.jsonl").open("ab") as file:
         file.write(b'{"text": "cut')
+    (tmp_path / "corpus" / "cover.png").write_bytes(b"four")
     arguments = [
         "data=files",
         "data.source.paths=[corpus]",
@@ -142,6 +143,7 @@ def test_the_script_shows_files_and_what_is_wrong_with_them(tmp_path):
     ]
     done = show_data(*arguments, "data.on_error=skip", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "left out: 1 files of 4 bytes (.png: 1); 0 empty places, 1 errors\n" in done.stdout
     assert "  corpus/corpus.jsonl, line 41: is no JSON: Unterminated string" in done.stdout
     assert "token for token: 1\n  val/0000.txt is corpus/corpus.jsonl:4\n" in done.stdout
     done = show_data(*arguments, cwd=tmp_path)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from litmegalodon.data.documents import Document, LeftOut
+from litmegalodon.data.utf8 import first_broken_byte
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,10 @@ class Columns:
                         f" {error.start}, which is no text",
                     )
             elif isinstance(value, bytes):
-                try:
-                    value.decode()
-                except UnicodeDecodeError as error:
-                    broken = f"its byte {error.start + 1:,} is {value[error.start]:#04x}"
-                    return LeftOut(where, f"column {column!r} is no UTF-8: {broken}")
+                broken = first_broken_byte(value)
+                if broken is not None:
+                    what = f"its byte {broken + 1:,} is {value[broken]:#04x}"
+                    return LeftOut(where, f"column {column!r} is no UTF-8: {what}")
             elif value is None:
                 return LeftOut(where, f"column {column!r} is null")
             else:

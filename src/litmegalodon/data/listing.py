@@ -37,8 +37,11 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
     matched: dict[str, dict[str, str]] = {setting: {} for setting in patterns}
     for setting, of_setting in patterns.items():
         for pattern in of_setting:
-            full = os.path.join(root or "", os.path.expanduser(pattern))
-            paths = list(_matched(setting, full))
+            inner = os.path.expanduser(pattern)
+            full = os.path.join(root or "", inner)
+            # A wildcard in the name of the root is none.
+            found = glob.glob(os.path.join(glob.escape(root or ""), inner), recursive=True)
+            paths = list(_files(setting, [full] if os.path.lexists(full) else found))
             _check_matched(f"{setting}={pattern}", paths, root)
             bases.append(_base(full))
             matched[setting] |= {os.path.abspath(path): path for path in paths}
@@ -60,8 +63,8 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
     return listing
 
 
-def _matched(setting: str, pattern: str) -> Iterator[str]:
-    found = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
+def _files(setting: str, found: Sequence[str]) -> Iterator[str]:
+    """The files among `found` and in its folders."""
     for path in found:
         if os.path.isdir(path):
             yield from _below(setting, path)
@@ -91,9 +94,10 @@ def _check_matched(setting: str, paths: Sequence[str], root: str | None) -> None
         raise ValueError(f"data.source.{setting}: matches no file in {folder}")
     if all(CorpusFile("", path, 0).format is None for path in paths):
         endings = sorted({_ending(path) for path in paths})
+        files = "one file" if len(paths) == 1 else f"{len(paths)} files"
         raise ValueError(
-            f"data.source.{setting}: matches {len(paths)} files in {folder}, none of a format that"
-            f" is read ({', '.join(endings[:10])}); formats are {READABLE}"
+            f"data.source.{setting}: matches {files} in {folder}, none of a format that is read"
+            f" ({', '.join(endings[:10])}); formats are {READABLE}"
         )
 
 
@@ -112,7 +116,7 @@ def _base(pattern: str) -> str:
     if os.path.lexists(path):
         return os.path.dirname(path)
     parts = path.split(os.sep)
-    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return os.sep.join(parts[:plain]) or os.sep
 
 

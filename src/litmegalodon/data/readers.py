@@ -10,12 +10,10 @@ A byte order mark at the start of a text or JSON file is dropped.
 
 import codecs
 import io
-import json
 import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +21,8 @@ import pyarrow.parquet as pq
 from litmegalodon.data.arrow import no_text, texts_of
 from litmegalodon.data.columns import Columns
 from litmegalodon.data.documents import Document, LeftOut
+from litmegalodon.data.json_line import document_of_line
+from litmegalodon.data.utf8 import blocks, first_broken_byte
 
 TEXT_FORMATS = (".txt", ".md")
 FORMATS = (*TEXT_FORMATS, ".jsonl", ".parquet")
@@ -120,20 +120,25 @@ def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
     return LeftOut(where, f"cannot be read, nor what follows: {reason}")
 
 
+def _opened(file: CorpusFile) -> io.BufferedReader:
+    """What is in a file, decompressed."""
+    # Arrow itself opens no file whose name is no UTF-8.
+    opened = open(file.path, "rb", buffering=BLOCK)  # noqa: SIM115
+    if file.compression is None:
+        return opened
+    return io.BufferedReader(pa.input_stream(opened, compression=file.compression), BLOCK)
+
+
 def _text(file: CorpusFile) -> Document | LeftOut:
-    if file.compression is not None:
-        with pa.input_stream(file.path, compression=file.compression) as stream:
+    with _opened(file) as stream:
+        # A process may only map some tens of thousands of files at a time.
+        if file.compression is not None or file.size <= BLOCK:
             text = memoryview(stream.read())
-    else:
-        with open(file.path, "rb") as opened:
-            # A process may only map some tens of thousands of files at a time.
-            small = file.size <= BLOCK
-            text = memoryview(
-                opened.read() if small else mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            )
-    broken = _first_broken_byte(text)
+        else:
+            text = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    broken = first_broken_byte(text)
     if broken is not None:
-        line = 1 + sum(block.count(b"\n") for block in _blocks(text[:broken]))
+        line = 1 + sum(block.count(b"\n") for block in blocks(text[:broken]))
         return LeftOut(
             f"{file.shown}, line {line}",
             f"is no UTF-8: byte {broken + 1:,} of the file is {text[broken]:#04x}",
@@ -143,27 +148,6 @@ def _text(file: CorpusFile) -> Document | LeftOut:
     return Document(file.name, text) if text else LeftOut(file.shown, "is empty", error=False)
 
 
-def _first_broken_byte(text: memoryview) -> int | None:
-    """Where `text` stops being UTF-8, in the memory of a block."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    start = pending = 0
-    try:
-        for block in _blocks(text):
-            decoder.decode(block)
-            start += len(block)
-            # The first bytes of a character that goes on in the next block.
-            pending = len(decoder.getstate()[0])
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        return start - pending + error.start
-    return None
-
-
-def _blocks(text: memoryview) -> Iterator[bytes]:
-    for start in range(0, len(text), BLOCK):
-        yield bytes(text[start : start + BLOCK])
-
-
 def _lines(
     file: CorpusFile,
     columns: Columns,
@@ -171,7 +155,7 @@ def _lines(
     wanted: Callable[[str], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
-    with _buffered(file) as stream:
+    with _opened(file) as stream:
         place.number, place.unit = 0, "line"
         if stream.peek(3)[:3] == codecs.BOM_UTF8:
             stream.read(3)
@@ -186,17 +170,11 @@ def _lines(
                 holder = [line]
                 # A line may take as much memory as there is: no second reference to it.
                 del line
-                yield number, _line(columns, name, where, holder)
+                yield number, document_of_line(holder, columns, name, where)
         if file.compression is None and stream.tell() != file.size:
             raise _UnreadableError(
                 f"it was changed while it was read, from {file.size:,} bytes to {stream.tell():,}"
             )
-
-
-def _buffered(file: CorpusFile) -> io.BufferedReader:
-    if file.compression is None:
-        return open(file.path, "rb", buffering=BLOCK)
-    return io.BufferedReader(pa.input_stream(file.path, compression=file.compression), BLOCK)
 
 
 def _skip_lines(stream: io.BufferedReader, first: int, place: _Place) -> None:
@@ -209,38 +187,6 @@ def _skip_lines(stream: io.BufferedReader, first: int, place: _Place) -> None:
         place.number += passed
 
 
-def _line(columns: Columns, name: str, where: str, holder: list[bytes]) -> Document | LeftOut:
-    """The document of a line of JSON, which is taken out of its holder so as to be freed."""
-    line = memoryview(holder.pop())
-    if line[-1:] == b"\n":
-        line = line[:-1]
-    try:
-        text = str(line, "utf-8")
-    except UnicodeDecodeError as error:
-        broken = f"byte {error.start + 1:,} of the line is {line[error.start]:#04x}"
-        return LeftOut(where, f"is no UTF-8: {broken}")
-    del line
-    if not text or text.isspace():
-        return LeftOut(where, "is empty", error=False)
-    try:
-        record: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        return LeftOut(
-            where, f"is no JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
-        )
-    except (ValueError, RecursionError) as error:
-        # A number of thousands of digits, or brackets thousands deep.
-        return LeftOut(where, f"is no JSON that can be read: {error}")
-    del text
-    if not isinstance(record, dict):
-        return LeftOut(where, f"is no JSON object but {type(record).__name__}")
-    try:
-        values = [record[column] for column in columns.names]
-    except KeyError:
-        return LeftOut(where, str(columns.missing_from(list(record))))
-    return columns.document(name, where, values)
-
-
 def _rows(
     file: CorpusFile,
     columns: Columns,
@@ -248,7 +194,10 @@ def _rows(
     wanted: Callable[[str], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
-    with _parquet(file) as parquet:
+    with _opened(file) as stream:
+        # A table is read from its end.
+        table = stream if file.compression is None else pa.BufferReader(stream.read())
+        parquet = pq.ParquetFile(table, buffer_size=BLOCK)
         schema = parquet.schema_arrow
         place.number, place.unit = 0, "row"
         reason = columns.missing_from(schema.names) or no_text(schema, columns)
@@ -278,13 +227,6 @@ def _rows(
             start += rows
 
 
-def _parquet(file: CorpusFile) -> pq.ParquetFile:
-    if file.compression is None:
-        return pq.ParquetFile(file.path, buffer_size=BLOCK)
-    with pa.input_stream(file.path, compression=file.compression) as stream:
-        return pq.ParquetFile(pa.BufferReader(stream.read()))
-
-
 def text_bytes(file: CorpusFile, columns: Columns) -> int | None:
     """About how much text a file holds, without reading it; None where that is unknown."""
     if file.compression is not None:
@@ -292,7 +234,8 @@ def text_bytes(file: CorpusFile, columns: Columns) -> int | None:
     if file.format != ".parquet":
         return file.size
     try:
-        metadata = pq.read_metadata(file.path)
+        with _opened(file) as stream:
+            metadata = pq.read_metadata(stream)
     except (OSError, pa.ArrowException):
         # Said when it is read.
         return 0
