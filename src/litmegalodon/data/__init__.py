@@ -22,6 +22,7 @@ from litmegalodon.data.documents import (
 from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.order import permute, row_at
 from litmegalodon.data.packing import PackedRows
+from litmegalodon.data.sentencepiece import SentencePieceTokenizer
 from litmegalodon.data.stdlib import StdlibSource
 from litmegalodon.data.store import IGNORED, MemoryStore, TokenStore
 from litmegalodon.data.tokenizer import ByteTokenizer, Tokenizer
@@ -52,6 +53,7 @@ __all__ = [
     "MemoryStore",
     "MixtureSource",
     "PackedRows",
+    "SentencePieceTokenizer",
     "Shard",
     "Source",
     "StdlibSource",
