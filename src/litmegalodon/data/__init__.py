@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from litmegalodon.data.datamodule import TextDataModule
     from litmegalodon.data.files import FilesSource
     from litmegalodon.data.hub import HubSource
+    from litmegalodon.data.prepared import PreparedCorpus
     from litmegalodon.data.synthetic import SyntheticSource
 
 # Loaded when first asked for: torch, or Arrow and what is read by it.
 _LAZY = {
     "FilesSource": "files",
     "HubSource": "hub",
+    "PreparedCorpus": "prepared",
     "SyntheticSource": "synthetic",
     "TextDataModule": "datamodule",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "MemoryStore",
     "MixtureSource",
     "PackedRows",
+    "PreparedCorpus",
     "SentencePieceTokenizer",
     "Shard",
     "Source",

@@ -148,6 +148,13 @@ class SentencePieceTokenizer:
             return data.lstrip(b" ")
         return data[1:] if self._adds_prefix else data
 
+    def byte_values(self, ids: np.ndarray) -> np.ndarray:
+        """The bytes that those of `ids` stand for which are byte tokens, uint8."""
+        if self._first_byte is None:
+            return np.empty(0, np.uint8)
+        values = ids - self._first_byte
+        return values[(values >= 0) & (values < 256)].astype(np.uint8)
+
     @cached_property
     def _surfaces(self) -> list[bytes]:
         """What each id stands for in a text."""

@@ -1,0 +1,195 @@
+"""What a prepared corpus' folder holds, and whether all of it is there.
+
+    corpus.json                   what the corpus is made of, written first: `Plan`
+    tokenizer.model               the tokenizer's model file, where it has one
+    train-00000-of-00016.arrow    tokens of one unit of work (`token_files`)
+    train-00000-of-00016.json     its entry, written after it: hash and counts
+    manifest.json                 the plan and all entries, written when the last entry is there
+
+A file is written under another name, flushed to the disk and renamed, so that each of these is
+whole or missing, whatever is killed when.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from litmegalodon.data.documents import SPLITS
+
+VERSION = 1
+PLAN, MANIFEST, MODEL = "corpus.json", "manifest.json", "tokenizer.model"
+COUNTS = ("documents", "tokens", "targets", "bytes")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The documents of an input shard whose number modulo `parts` is `part`: one output file."""
+
+    split: str
+    index: int
+    units: int
+    shard: int
+    part: int
+    parts: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05}-of-{self.units:05}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the bytes of a corpus; machines that work on one must agree on it.
+
+    `shards` and `parts` are, by split, the number of input shards and of units made of each.
+    """
+
+    tokenizer: dict[str, Any]
+    source: str
+    shards: dict[str, int]
+    parts: dict[str, int]
+    version: int = VERSION
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of all of it, which every entry bears."""
+        return hashlib.sha256(_to_json(asdict(self)).encode()).hexdigest()[:16]
+
+    def units(self) -> list[Unit]:
+        """All work, in the order of the corpus."""
+        return [
+            Unit(split, shard * parts + part, self.shards[split] * parts, shard, part, parts)
+            for split in SPLITS
+            for parts in [self.parts[split]]
+            for shard in range(self.shards[split])
+            for part in range(parts)
+        ]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file's content; None where there is no such file, ValueError where it is no JSON."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); prepare the corpus again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is no part of a prepared corpus")
+    return found
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_whole(path, _to_json(content).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written; OSError where that fails."""
+    # Several machines may write the same content at once.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            settle(file, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def settle(file: Any, path: Path) -> None:
+    """Flush an open file to the disk and give it its final name."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, path)
+    # Some file systems have nothing to flush for a folder, and say so with an error.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_version(path: Path, content: Mapping[str, Any]) -> None:
+    """ValueError where a plan or manifest is of another version of this code."""
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: is of version {content.get('version')} and this code reads {VERSION};"
+            " prepare the corpus again"
+        )
+
+
+def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]] | None:
+    """The plan of a corpus and what it says of its making; None where the folder has none."""
+    content = read_json(folder / PLAN)
+    if content is None:
+        return None
+    check_version(folder / PLAN, content)
+    made_from = content.pop("made_from", {})
+    return Plan(**content), made_from
+
+
+def write_plan(folder: Path, plan: Plan, made_from: Mapping[str, Any]) -> None:
+    write_json(folder / PLAN, asdict(plan) | {"made_from": made_from})
+
+
+def read_entry(folder: Path, unit: Unit, plan: Plan) -> dict[str, Any] | None:
+    """The entry of a finished unit of this plan, without its mark; None where it is not done."""
+    entry = read_json(folder / f"{unit.name}.json")
+    return entry if entry is not None and entry.pop("plan", None) == plan.digest else None
+
+
+def merged(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest that the entries in a folder make, and the names of units that lack one.
+
+    The manifest is None while any is lacking, or where the folder holds no corpus.
+    """
+    found = read_plan(folder)
+    if found is None:
+        return None, []
+    plan, made_from = found
+    entries = {unit: read_entry(folder, unit, plan) for unit in plan.units()}
+    missing = [unit.name for unit, entry in entries.items() if entry is None]
+    if missing:
+        return None, missing
+    shards = {
+        split: [entry for unit, entry in entries.items() if unit.split == split] for split in SPLITS
+    }
+    manifest = asdict(plan) | {
+        "made_from": made_from,
+        "totals": {split: _totals(shards[split]) for split in SPLITS},
+        "files": shards,
+    }
+    return manifest, []
+
+
+def complete(folder: Path) -> list[str]:
+    """Write the manifest of a complete corpus; the names of what is missing where it is not."""
+    manifest, missing = merged(folder)
+    if manifest is not None and read_json(folder / MANIFEST) != manifest:
+        write_json(folder / MANIFEST, manifest)
+    return missing
+
+
+def _totals(entries: list[dict[str, Any]]) -> dict[str, int]:
+    totals = {name: sum(entry[name] for entry in entries) for name in COUNTS}
+    left_out = {
+        f"left_out_{name}": sum(entry["left_out"][name] for entry in entries)
+        for name in ("places", "errors")
+    }
+    return totals | left_out
+
+
+def _to_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

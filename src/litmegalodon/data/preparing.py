@@ -1,0 +1,312 @@
+"""Tokenise a source once, into a folder that `PreparedCorpus` reads.
+
+The work is cut into units by settings alone (`Plan`), so that any number of processes and machines
+make the same files. A unit is done when its entry is there; what a kill leaves is done again.
+"""
+
+import contextlib
+import errno
+import fcntl
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from litmegalodon.data import manifest
+from litmegalodon.data.documents import SPLITS, LeftOut, Source
+from litmegalodon.data.manifest import Plan, Unit
+from litmegalodon.data.store import OnError
+from litmegalodon.data.token_files import TokenWriter
+from litmegalodon.data.tokenizer import Tokenizer
+
+# By split: files of a corpus at least, and so how many processes can work on it.
+UNITS = {"train": 16, "val": 2}
+
+# Places of a unit that gave no document and are told in its entry; all are counted.
+EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit that is done: its counts, whether an earlier run did it, and how long it took."""
+
+    unit: Unit
+    counts: dict[str, int]
+    kept: bool
+    seconds: float
+
+
+@dataclass
+class Work:
+    """What a process needs to do units; it is sent to worker processes."""
+
+    source: Source
+    tokenizer: Tokenizer
+    folder: Path
+    plan: Plan
+    on_error: str
+
+    def do(self, unit: Unit) -> Finished:
+        """Make a unit's file and entry, or find that both are there and whole."""
+        began = time.monotonic()
+        entry = manifest.read_entry(self.folder, unit, self.plan)
+        kept = entry is not None and _is_whole(self.folder, entry)
+        if not kept:
+            with _saving(self.folder, unit.name):
+                entry = self._make(unit)
+                content = entry | {"plan": self.plan.digest}
+                manifest.write_json(self.folder / f"{unit.name}.json", content)
+        counts = {name: entry[name] for name in manifest.COUNTS}
+        return Finished(unit, counts, kept, time.monotonic() - began)
+
+    def _make(self, unit: Unit) -> dict[str, Any]:
+        path = self.folder / f"{unit.name}.arrow"
+        # What an entry says must not be of the file before.
+        path.with_suffix(".json").unlink(missing_ok=True)
+        on_error = OnError(self.on_error)
+        left_out = {"places": 0, "errors": 0, "examples": []}
+        with _claimed(path) as file:
+            writer = TokenWriter(file, self.tokenizer)
+            for number, item in self.source.shards(unit.split)[unit.shard].documents():
+                if number % unit.parts != unit.part:
+                    continue
+                if isinstance(item, LeftOut):
+                    on_error(item)
+                    left_out["places"] += 1
+                    left_out["errors"] += item.error
+                    if len(left_out["examples"]) < EXAMPLES:
+                        left_out["examples"].append(f"{item.where}: {item.reason}")
+                else:
+                    writer.add(item)
+            writer.close()
+            file.flush()
+            size, digest = os.path.getsize(file.name), manifest.sha256(Path(file.name))
+            manifest.settle(file, path)
+        return {
+            "file": path.name,
+            "size": size,
+            "sha256": digest,
+            "left_out": left_out,
+            **writer.counts,
+        }
+
+
+def prepare(
+    source: Source,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    machine: tuple[int, int] = (1, 1),
+    workers: int = 1,
+    units: Mapping[str, int] = UNITS,
+    on_error: str = "raise",
+    made_from: Mapping[str, Any] | None = None,
+    done: Callable[[Finished, int, int], None] = lambda finished, number, of: None,
+) -> list[str]:
+    """Do the units of machine i of n, those numbered i, i + n, ..., that are not done yet.
+
+    Returns the names of the units that other machines still have to do; where there are none the
+    manifest is written, and the corpus complete.
+
+    Args:
+        source, tokenizer: what is read, and its tokens; both are sent to the workers.
+        folder: new, or of this very corpus.
+        machine: (i, n), i from 1.
+        workers: processes; 1 works in this one.
+        units: by split, how many units there are at least. The same on all machines.
+        on_error: `raise` where the source finds no document in a place that should hold one, or
+            `skip` and count it.
+        made_from: told in the manifest, for who reads it.
+        done: called with (what is done, its number from 1, how many this machine has).
+
+    Raises:
+        ValueError: a setting and its fix, or what in the source or the folder is at fault.
+    """
+    OnError(on_error)
+    shards = {split: len(source.shards(split)) for split in SPLITS}
+    model = getattr(tokenizer, "model", None)
+    plan = Plan(
+        tokenizer={
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "model": None if model is None else manifest.MODEL,
+        },
+        source=source.fingerprint,
+        shards=shards,
+        parts={split: -(-units[split] // max(1, shards[split])) for split in SPLITS},
+    )
+    _open_folder(folder, plan, {"left_out": dict(source.left_out), **(made_from or {})}, model)
+    work = Work(source, tokenizer, folder, plan, on_error)
+    number, machines = machine
+    ours = plan.units()[number - 1 :: machines]
+    for i, finished in enumerate(_all(work, ours, workers), 1):
+        done(finished, i, len(ours))
+    with _saving(folder, manifest.MANIFEST):
+        return manifest.complete(folder)
+
+
+def _open_folder(
+    folder: Path, plan: Plan, made_from: Mapping[str, Any], model: bytes | None
+) -> None:
+    """Note the plan in a new folder; ValueError where the folder holds something else."""
+    with _saving(folder, manifest.PLAN):
+        folder.mkdir(parents=True, exist_ok=True)
+        # What begins with a dot is left by a run that was killed.
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if others and manifest.PLAN not in others:
+            raise ValueError(
+                f"output={folder}: holds other files ({min(others)}); name a new folder"
+            )
+        if not others:
+            manifest.write_plan(folder, plan, made_from)
+        # Two machines may have begun at once: what is there now holds for both.
+        theirs, _ = manifest.read_plan(folder)
+        for field in fields(plan):
+            ours, found = getattr(plan, field.name), getattr(theirs, field.name)
+            if ours != found:
+                raise ValueError(
+                    f"output={folder}: holds a corpus of {_named(field.name, found)}, and this one"
+                    f" is of {_named(field.name, ours)}; give another output=, or the settings that"
+                    " it was begun with"
+                )
+        if model is not None and not (folder / manifest.MODEL).exists():
+            manifest.write_whole(folder / manifest.MODEL, model)
+
+
+def _named(field: str, value: Any) -> str:
+    """A part of a plan in words."""
+    if field == "tokenizer":
+        return f"tokenizer {value['fingerprint']}"
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{split} {number}" for split, number in sorted(value.items()))
+    names = {"source": "source", "shards": "input shards", "parts": "units a shard"}
+    return f"{names.get(field, field)} {value}"
+
+
+def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
+    path = folder / entry["file"]
+    return (
+        path.is_file()
+        and path.stat().st_size == entry["size"]
+        and manifest.sha256(path) == entry["sha256"]
+    )
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[BinaryIO]:
+    """An empty file to be settled at `path`, that no other process writes; removed on an error.
+
+    Its name is fixed, so that a killed run's file is taken over and none is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    while True:
+        file = temporary.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"output={path.parent}: another process is writing {path.name}; end one of the two"
+            ) from None
+        except OSError:
+            # A file system without locks.
+            pass
+        # Whoever had it may have settled it since it was opened.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                break
+        file.close()
+    try:
+        file.truncate(0)
+        yield file
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        # What could not be written is tried again on closing.
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+@contextlib.contextmanager
+def _saving(folder: Path, name: str) -> Iterator[None]:
+    """One sentence for what the file system refuses."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        fix = {
+            errno.ENOSPC: "make room there",
+            errno.EDQUOT: "make room there",
+            errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+            errno.EACCES: "name a folder that may be written",
+            errno.EPERM: "name a folder that may be written",
+            errno.EROFS: "name a folder that may be written",
+        }.get(error.errno, "mend it")
+        raise ValueError(
+            f"output={folder}: {name} could not be written: {reason}; {fix} and run the same"
+            " command again, finished files are kept"
+        ) from error
+
+
+def _all(work: Work, units: list[Unit], workers: int) -> Iterator[Finished]:
+    """The units as they are done, in this process or in workers."""
+    if workers == 1 or len(units) <= 1:
+        yield from map(work.do, units)
+        return
+    # Forking a process with threads, as pyarrow's, can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        min(workers, len(units)), context, initializer=_begin, initargs=(work,)
+    )
+    try:
+        for future in as_completed([pool.submit(_do, unit) for unit in units]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"workers={workers}: one was ended from outside, by the system if memory ran out; run"
+            " the same command again with fewer workers, finished files are kept"
+        ) from error
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Work | None = None
+
+
+def _begin(work: Work) -> None:
+    global _work
+    _work = work
+    # The parent decides; being ended by it takes away what is half written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed takes its workers along: they would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _do(unit: Unit) -> Finished:
+    try:
+        return _work.do(unit)
+    except SystemExit:
+        # The pool would go on with the next unit.
+        os._exit(1)
