@@ -218,7 +218,8 @@ class PreparedCorpus:
         """What the source left out when it was prepared, and places that gave no document."""
         totals = self.manifest["totals"]
         places = sum(totals[split]["left_out_places"] for split in SPLITS)
-        return {**self.manifest["made_from"]["left_out"], "documents": places}
+        at_source = self.manifest["made_from"]["left_out"]
+        return {"files": 0, "bytes": 0, **at_source, "documents": places}
 
     @property
     def num_bytes(self) -> int:

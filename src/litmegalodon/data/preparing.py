@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from litmegalodon.data import manifest
 from litmegalodon.data.documents import SPLITS, LeftOut, Source
 from litmegalodon.data.manifest import Plan, Unit
+from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.store import OnError
 from litmegalodon.data.token_files import TokenWriter
 from litmegalodon.data.tokenizer import Tokenizer
@@ -132,6 +133,11 @@ def prepare(
         ValueError: a setting and its fix, or what in the source or the folder is at fault.
     """
     OnError(on_error)
+    if isinstance(source, MixtureSource):
+        raise ValueError(
+            "data.source.weights: a corpus holds every document once, whatever its weight; prepare"
+            " each of the sources by itself, and mix the corpora"
+        )
     shards = {split: len(source.shards(split)) for split in SPLITS}
     model = getattr(tokenizer, "model", None)
     plan = Plan(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from litmegalodon.data.documents import Shard, Source
 from litmegalodon.data.sentencepiece import SentencePieceTokenizer
 from litmegalodon.data.store import OnError, read_documents
@@ -199,7 +201,7 @@ def fit(
         tokens += len(ids)
         lines += text.count(b"\n")
         # Bytes 10xxxxxx continue a character.
-        characters += sum(byte & 0xC0 != 0x80 for byte in text)
+        characters += int((np.frombuffer(text, np.uint8) & 0xC0 != 0x80).sum())
         spelt += int((raw & 0xC0 != 0x80).sum() - (raw == ord("\n")).sum())
         byte_tokens += int((raw != ord("\n")).sum())
     return Fit(
