@@ -16,6 +16,8 @@ from litmegalodon.data.store import token_dtype
 from litmegalodon.data.token_files import TokenBatch, TokenFile
 from litmegalodon.data.tokenizer import Tokenizer
 
+_AGAIN = "run scripts/prepare_corpus.py again as it was begun, which makes it anew"
+
 
 class PreparedStore:
     """A TokenStore of one split's files; nothing is read before it is asked for.
@@ -130,11 +132,15 @@ class PreparedStore:
 
     def _file(self, number: int) -> TokenFile:
         if number not in self._files:
-            path = self._folder / self._entries[number]["file"]
+            entry = self._entries[number]
+            path = self._folder / entry["file"]
             try:
-                self._files[number] = TokenFile(path)
+                file = TokenFile(path)
             except OSError as error:
                 raise ValueError(f"{path}: cannot be read: {error}") from error
+            if (file.num_documents, file.num_tokens) != (entry["documents"], entry["tokens"]):
+                raise ValueError(f"{path}: is not as it was prepared; {_AGAIN}")
+            self._files[number] = file
         return self._files[number]
 
 
@@ -175,17 +181,16 @@ class PreparedCorpus:
 
     def _check(self, entry: Mapping[str, Any]) -> None:
         path = self.folder / entry["file"]
-        again = "run scripts/prepare_corpus.py again as it was begun, which makes it anew"
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise ValueError(f"{path}: {(error.strerror or '').lower()}; {again}") from error
+            raise ValueError(f"{path}: {(error.strerror or '').lower()}; {_AGAIN}") from error
         if size != entry["size"]:
             raise ValueError(
-                f"{path}: has {size} bytes and had {entry['size']} when it was prepared; {again}"
+                f"{path}: has {size} bytes and had {entry['size']} when it was prepared; {_AGAIN}"
             )
         if self.verify and manifest.sha256(path) != entry["sha256"]:
-            raise ValueError(f"{path}: is not as it was prepared, its hash is another; {again}")
+            raise ValueError(f"{path}: is not as it was prepared, its hash is another; {_AGAIN}")
 
     @cached_property
     def _stores(self) -> dict[str, PreparedStore]:

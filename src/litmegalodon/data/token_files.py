@@ -131,6 +131,7 @@ class TokenFile:
                     tokens += int(offsets[-1])
         except (pa.ArrowException, KeyError) as error:
             raise ValueError(f"{path}: is no file of tokens, or damaged: {error}") from error
+        self.num_documents, self.num_tokens = documents, tokens
         self._first_documents = [batch.first_document for batch in self.batches]
         self._first_tokens = [batch.first_token for batch in self.batches]
 
@@ -154,7 +155,6 @@ def _schema(dtype: np.dtype) -> pa.Schema:
 
 
 def _record_batches(file: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
-    # A stream that ends without its last mark is cut off, and pyarrow does not mind.
     reader = pa.ipc.open_stream(file)
     while True:
         try:
