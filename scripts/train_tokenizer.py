@@ -25,8 +25,8 @@ def train_tokenizer(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from litmegalodon.data import SentencePieceTokenizer
-    from litmegalodon.data.manifest import write_whole
     from litmegalodon.data.tokenizer_training import TrainingText, fit, train
+    from litmegalodon.data.whole_files import write
 
     source = instantiate(cfg.data.source)
     text = TrainingText(source, cfg.max_bytes, cfg.data.on_error)
@@ -40,7 +40,7 @@ def train_tokenizer(cfg: DictConfig) -> None:
         Path(cfg.paths.output_dir) / "sentencepiece.log",
         say,
     )
-    write_whole(output, model)
+    write(output, model)
     say(
         f"trained on {text.documents:,} documents, {text.bytes / 1e6:.1f} MB, in"
         f" {time.monotonic() - began:.1f} s"

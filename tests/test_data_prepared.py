@@ -20,9 +20,9 @@ from litmegalodon.data import (
     SentencePieceTokenizer,
     token_files,
 )
-from litmegalodon.data.manifest import sha256
 from litmegalodon.data.preparing import prepare
 from litmegalodon.data.token_files import TokenFile, TokenWriter
+from litmegalodon.data.whole_files import sha256
 from tokenizer_helpers import train
 
 bytes_tokenizer = ByteTokenizer()

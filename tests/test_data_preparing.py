@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from litmegalodon.data import (
     PreparedCorpus,
     manifest,
     preparing,
-    token_files,
+    whole_files,
 )
 from litmegalodon.data.preparing import prepare
 from runs import ENVIRONMENT, ROOT
@@ -88,7 +89,8 @@ def test_a_corpus_goes_on_after_an_interruption(tmp_path, undisturbed, after):
         prepare(source(), tokenizer, tmp_path, units=UNITS, done=interrupt)
     # What a kill leaves: a file half written, one without its entry, one that is not whole.
     (tmp_path / ".val-00001-of-00002.arrow.part").write_bytes(b"half")
-    (tmp_path / ".manifest.json.12345678").write_bytes(b"half")
+    (tmp_path / ".val-00001-of-00002.json.part").write_bytes(b"half")
+    (tmp_path / ".manifest.json.part").write_bytes(b"half")
     (tmp_path / "train-00004-of-00006.arrow").write_bytes(b"without an entry")
     first = tmp_path / "train-00000-of-00006.arrow"
     first.write_bytes(first.read_bytes()[:-1])
@@ -102,7 +104,6 @@ def test_a_corpus_goes_on_after_an_interruption(tmp_path, undisturbed, after):
         done=lambda finished, number, of: kept.append(finished.kept),
     )
     assert [number for number, was_kept in enumerate(kept) if was_kept] == sorted(whole)
-    (tmp_path / ".manifest.json.12345678").unlink()
     assert files(tmp_path) == undisturbed
 
 
@@ -196,40 +197,30 @@ def test_skipped_places_are_counted_once_in_the_manifest(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-@pytest.mark.parametrize("step", ["batch", "hash", "entry", "manifest"])
+@pytest.mark.parametrize(
+    "name",
+    ["corpus.json", "train-00003-of-00006.arrow", "val-00000-of-00002.json", "manifest.json"],
+)
 def test_a_full_disk_is_one_sentence_and_the_rest_is_kept(
-    tmp_path, monkeypatch, undisturbed, step, number
+    tmp_path, monkeypatch, undisturbed, name, number
 ):
-    def full(*_):
-        raise OSError(number, os.strerror(number))
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(number, os.strerror(number))
 
-    def full_for(path, content, write=manifest.write_json):
-        return (
-            full()
-            if path.name in ("train-00003-of-00006.json", step + ".json")
-            else write(path, content)
-        )
+    def claim(path, wait, claim=whole_files._claim):
+        full = path.name == f".{name}.part"
+        return io.BufferedWriter(Full(path, "ab")) if full else claim(path, wait)
 
-    def interrupt(finished, number, of):
-        if number == 3:
-            at = {
-                "batch": (token_files.TokenWriter, "_flush", full),
-                "hash": (manifest, "settle", full),
-                "entry": (manifest, "write_json", full_for),
-            }
-            if step in at:
-                monkeypatch.setattr(*at[step])
-        if number == 8:
-            monkeypatch.setattr(manifest, "write_json", full_for)
-
-    name = "manifest.json" if step == "manifest" else "train-00003-of-00006"
-    reason = f"{name} could not be written: {os.strerror(number).lower()}; .* run the same command"
+    monkeypatch.setattr(whole_files, "_claim", claim)
+    reason = rf"{name} could not be written: {os.strerror(number).lower()}; .* run the same command"
     with pytest.raises(ValueError, match=f"output={tmp_path}: {reason}"):
-        prepare(source(), tokenizer, tmp_path, units=UNITS, done=interrupt)
+        prepare(source(), tokenizer, tmp_path, units=UNITS)
     monkeypatch.undo()
     found = files(tmp_path)
-    assert not [name for name in found if name.startswith(".")]
-    assert "train-00002-of-00006.json" in found
+    assert not [left for left in found if left.startswith(".")]
+    assert found.items() <= undisturbed.items()
+    assert ("train-00002-of-00006.json" in found) == (name != "corpus.json")
     prepare(source(), tokenizer, tmp_path, units=UNITS)
     assert files(tmp_path) == undisturbed
 
@@ -242,7 +233,7 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(manifest.Path, "mkdir", refuse)
+    monkeypatch.setattr(preparing.Path, "mkdir", refuse)
     with pytest.raises(ValueError, match=r"permission denied; name a folder that may be written"):
         prepare(source(), tokenizer, tmp_path / "a")
 
@@ -285,7 +276,7 @@ def test_the_plan_of_a_corpus_is_its_identity(tmp_path):
     plan, made_from = manifest.read_plan(tmp_path)
     assert made_from == {"left_out": {"files": 0, "bytes": 0}}
     assert len(plan.digest) == 16
-    entry = manifest.read_json(tmp_path / "train-00000-of-00006.json")
+    entry = whole_files.read_json(tmp_path / "train-00000-of-00006.json")
     assert entry["plan"] == plan.digest
     data = (tmp_path / entry["file"]).read_bytes()
     assert entry["sha256"] == hashlib.sha256(data).hexdigest()

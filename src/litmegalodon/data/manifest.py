@@ -1,26 +1,20 @@
 """What a prepared corpus' folder holds, and whether all of it is there.
 
-    corpus.json                   what the corpus is made of, written first: `Plan`
-    tokenizer.model               the tokenizer's model file, where it has one
-    train-00000-of-00016.arrow    tokens of one unit of work (`token_files`)
-    train-00000-of-00016.json     its entry, written after it: hash and counts
-    manifest.json                 the plan and all entries, written when the last entry is there
-
-A file is written under another name, flushed to the disk and renamed, so that each of these is
-whole or missing, whatever is killed when.
+corpus.json                   what the corpus is made of, written first: `Plan`
+tokenizer.model               the tokenizer's model file, where it has one
+train-00000-of-00016.arrow    tokens of one unit of work (`token_files`)
+train-00000-of-00016.json     its entry, written after it: hash and counts
+manifest.json                 the plan and all entries, written when the last entry is there
 """
 
-import contextlib
 import hashlib
-import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from litmegalodon.data.documents import SPLITS
+from litmegalodon.data.whole_files import read_json, to_json, write_json
 
 VERSION = 1
 PLAN, MANIFEST, MODEL = "corpus.json", "manifest.json", "tokenizer.model"
@@ -59,7 +53,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """16 hex digits of all of it, which every entry bears."""
-        return hashlib.sha256(_to_json(asdict(self)).encode()).hexdigest()[:16]
+        return hashlib.sha256(to_json(asdict(self)).encode()).hexdigest()[:16]
 
     def units(self) -> list[Unit]:
         """All work, in the order of the corpus."""
@@ -70,55 +64,6 @@ class Plan:
             for shard in range(self.shards[split])
             for part in range(parts)
         ]
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file's content; None where there is no such file, ValueError where it is no JSON."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); prepare the corpus again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: is no part of a prepared corpus")
-    return found
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, _to_json(content).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half written; OSError where that fails."""
-    # Several machines may write the same content at once.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            settle(file, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def settle(file: Any, path: Path) -> None:
-    """Flush an open file to the disk and give it its final name."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, path)
-    # Some file systems have nothing to flush for a folder, and say so with an error.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_version(path: Path, content: Mapping[str, Any]) -> None:
@@ -141,7 +86,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]] | None:
 
 
 def write_plan(folder: Path, plan: Plan, made_from: Mapping[str, Any]) -> None:
-    write_json(folder / PLAN, asdict(plan) | {"made_from": made_from})
+    write_json(folder / PLAN, asdict(plan) | {"made_from": made_from}, wait=True)
 
 
 def read_entry(folder: Path, unit: Unit, plan: Plan) -> dict[str, Any] | None:
@@ -178,7 +123,7 @@ def complete(folder: Path) -> list[str]:
     """Write the manifest of a complete corpus; the names of what is missing where it is not."""
     manifest, missing = merged(folder)
     if manifest is not None and read_json(folder / MANIFEST) != manifest:
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, manifest, wait=True)
     return missing
 
 
@@ -189,7 +134,3 @@ def _totals(entries: list[dict[str, Any]]) -> dict[str, int]:
         for name in ("places", "errors")
     }
     return totals | left_out
-
-
-def _to_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"

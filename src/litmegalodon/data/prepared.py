@@ -15,6 +15,7 @@ from litmegalodon.data.documents import SPLITS, Document, Shard
 from litmegalodon.data.store import token_dtype
 from litmegalodon.data.token_files import TokenBatch, TokenFile
 from litmegalodon.data.tokenizer import Tokenizer
+from litmegalodon.data.whole_files import read_json, sha256
 
 _AGAIN = "run scripts/prepare_corpus.py again as it was begun, which makes it anew"
 
@@ -160,7 +161,7 @@ class PreparedCorpus:
     def manifest(self) -> Mapping[str, Any]:
         """What scripts/prepare_corpus.py says of it: see `litmegalodon.data.manifest`."""
         setting = f"data.source.folder={self.folder}"
-        found, missing = manifest.read_json(self.folder / manifest.MANIFEST), []
+        found, missing = read_json(self.folder / manifest.MANIFEST), []
         if found is None:
             found, missing = manifest.merged(self.folder)
         if missing:
@@ -189,7 +190,7 @@ class PreparedCorpus:
             raise ValueError(
                 f"{path}: has {size} bytes and had {entry['size']} when it was prepared; {_AGAIN}"
             )
-        if self.verify and manifest.sha256(path) != entry["sha256"]:
+        if self.verify and sha256(path) != entry["sha256"]:
             raise ValueError(f"{path}: is not as it was prepared, its hash is another; {_AGAIN}")
 
     @cached_property

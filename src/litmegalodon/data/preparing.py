@@ -4,9 +4,6 @@ The work is cut into units by settings alone (`Plan`), so that any number of pro
 make the same files. A unit is done when its entry is there; what a kill leaves is done again.
 """
 
-import contextlib
-import errno
-import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,10 +16,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from litmegalodon.data import manifest
-from litmegalodon.data.documents import SPLITS, LeftOut, Source
+from litmegalodon.data import manifest, whole_files
+from litmegalodon.data.documents import SPLITS, Document, LeftOut, Shard, Source
 from litmegalodon.data.manifest import Plan, Unit
 from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.store import OnError
@@ -62,22 +59,23 @@ class Work:
         entry = manifest.read_entry(self.folder, unit, self.plan)
         kept = entry is not None and _is_whole(self.folder, entry)
         if not kept:
-            with _saving(self.folder, unit.name):
-                entry = self._make(unit)
-                content = entry | {"plan": self.plan.digest}
-                manifest.write_json(self.folder / f"{unit.name}.json", content)
+            entry = self._make(unit)
+            content = entry | {"plan": self.plan.digest}
+            whole_files.write_json(self.folder / f"{unit.name}.json", content)
         counts = {name: entry[name] for name in manifest.COUNTS}
         return Finished(unit, counts, kept, time.monotonic() - began)
 
     def _make(self, unit: Unit) -> dict[str, Any]:
         path = self.folder / f"{unit.name}.arrow"
         # What an entry says must not be of the file before.
-        path.with_suffix(".json").unlink(missing_ok=True)
+        with whole_files.saving(path):
+            path.with_suffix(".json").unlink(missing_ok=True)
+        shard = self.source.shards(unit.split)[unit.shard]
         on_error = OnError(self.on_error)
         left_out = {"places": 0, "errors": 0, "examples": []}
-        with _claimed(path) as file:
+        with whole_files.writing(path) as file:
             writer = TokenWriter(file, self.tokenizer)
-            for number, item in self.source.shards(unit.split)[unit.shard].documents():
+            for number, item in _documents(shard):
                 if number % unit.parts != unit.part:
                     continue
                 if isinstance(item, LeftOut):
@@ -90,8 +88,7 @@ class Work:
                     writer.add(item)
             writer.close()
             file.flush()
-            size, digest = os.path.getsize(file.name), manifest.sha256(Path(file.name))
-            manifest.settle(file, path)
+            size, digest = os.path.getsize(file.name), whole_files.sha256(Path(file.name))
         return {
             "file": path.name,
             "size": size,
@@ -158,36 +155,33 @@ def prepare(
     ours = plan.units()[number - 1 :: machines]
     for i, finished in enumerate(_all(work, ours, workers), 1):
         done(finished, i, len(ours))
-    with _saving(folder, manifest.MANIFEST):
-        return manifest.complete(folder)
+    return manifest.complete(folder)
 
 
 def _open_folder(
     folder: Path, plan: Plan, made_from: Mapping[str, Any], model: bytes | None
 ) -> None:
     """Note the plan in a new folder; ValueError where the folder holds something else."""
-    with _saving(folder, manifest.PLAN):
+    with whole_files.saving(folder / manifest.PLAN):
         folder.mkdir(parents=True, exist_ok=True)
         # What begins with a dot is left by a run that was killed.
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        if others and manifest.PLAN not in others:
+    if others and manifest.PLAN not in others:
+        raise ValueError(f"output={folder}: holds other files ({min(others)}); name a new folder")
+    if not others:
+        manifest.write_plan(folder, plan, made_from)
+    # Two machines may have begun at once: what is there now holds for both.
+    theirs, _ = manifest.read_plan(folder)
+    for field in fields(plan):
+        ours, found = getattr(plan, field.name), getattr(theirs, field.name)
+        if ours != found:
             raise ValueError(
-                f"output={folder}: holds other files ({min(others)}); name a new folder"
+                f"output={folder}: holds a corpus of {_named(field.name, found)}, and this one is"
+                f" of {_named(field.name, ours)}; give another output=, or the settings that it was"
+                " begun with"
             )
-        if not others:
-            manifest.write_plan(folder, plan, made_from)
-        # Two machines may have begun at once: what is there now holds for both.
-        theirs, _ = manifest.read_plan(folder)
-        for field in fields(plan):
-            ours, found = getattr(plan, field.name), getattr(theirs, field.name)
-            if ours != found:
-                raise ValueError(
-                    f"output={folder}: holds a corpus of {_named(field.name, found)}, and this one"
-                    f" is of {_named(field.name, ours)}; give another output=, or the settings that"
-                    " it was begun with"
-                )
-        if model is not None and not (folder / manifest.MODEL).exists():
-            manifest.write_whole(folder / manifest.MODEL, model)
+    if model is not None and not (folder / manifest.MODEL).exists():
+        whole_files.write(folder / manifest.MODEL, model, wait=True)
 
 
 def _named(field: str, value: Any) -> str:
@@ -205,65 +199,16 @@ def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
     return (
         path.is_file()
         and path.stat().st_size == entry["size"]
-        and manifest.sha256(path) == entry["sha256"]
+        and whole_files.sha256(path) == entry["sha256"]
     )
 
 
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[BinaryIO]:
-    """An empty file to be settled at `path`, that no other process writes; removed on an error.
-
-    Its name is fixed, so that a killed run's file is taken over and none is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    while True:
-        file = temporary.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(
-                f"output={path.parent}: another process is writing {path.name}; end one of the two"
-            ) from None
-        except OSError:
-            # A file system without locks.
-            pass
-        # Whoever had it may have settled it since it was opened.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
-                break
-        file.close()
+def _documents(shard: Shard) -> Iterator[tuple[int, Document | LeftOut]]:
+    """A shard's documents; what the system refuses while reading is not taken for the output's."""
     try:
-        file.truncate(0)
-        yield file
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        # What could not be written is tried again on closing.
-        with contextlib.suppress(OSError):
-            file.close()
-
-
-@contextlib.contextmanager
-def _saving(folder: Path, name: str) -> Iterator[None]:
-    """One sentence for what the file system refuses."""
-    try:
-        yield
+        yield from shard.documents()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        fix = {
-            errno.ENOSPC: "make room there",
-            errno.EDQUOT: "make room there",
-            errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
-            errno.EACCES: "name a folder that may be written",
-            errno.EPERM: "name a folder that may be written",
-            errno.EROFS: "name a folder that may be written",
-        }.get(error.errno, "mend it")
-        raise ValueError(
-            f"output={folder}: {name} could not be written: {reason}; {fix} and run the same"
-            " command again, finished files are kept"
-        ) from error
+        raise ValueError(f"data.source: {shard.name} could not be read: {error}") from error
 
 
 def _all(work: Work, units: list[Unit], workers: int) -> Iterator[Finished]:

@@ -108,6 +108,8 @@ def train(
                 character_coverage=character_coverage,
                 max_sentence_length=SENTENCE,
                 num_threads=threads,
+                # Its words are what `progress` is told from.
+                minloglevel=0,
                 **LLAMA,
             )
     except RuntimeError as error:
