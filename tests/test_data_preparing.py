@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpus_helpers import Deadly, source
 from data_helpers import ShardedSource, documents
@@ -61,6 +63,39 @@ def test_there_are_as_many_files_as_asked_for_at_least(undisturbed):
     assert sorted(names) == [f"train-{i:05}-of-00006.arrow" for i in range(6)] + [
         f"val-{i:05}-of-00002.arrow" for i in range(2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("shards", "least", "size", "expected"),
+    [
+        (1, 16, None, (1, 16)),
+        (3, 16, 10**15, (3, 6)),
+        (16, 16, 0, (16, 1)),
+        # Books, a file each.
+        (28_000, 16, 11 << 30, (176, 1)),
+        (28_000, 16, 1 << 20, (16, 1)),
+        (28_000, 16, None, (4096, 1)),
+        # Files that are large already.
+        (300, 16, 1 << 40, (300, 1)),
+        (0, 2, 0, (0, 2)),
+    ],
+)
+def test_files_are_neither_few_nor_tiny(shards, least, size, expected):
+    assert manifest.shared_out(shards, least, size) == expected
+
+
+@settings(deadline=None)
+@given(st.integers(0, 40), st.integers(1, 12), st.integers(0, 20))
+def test_units_share_out_every_document_in_order(shards, least, size):
+    groups, parts = manifest.shared_out(shards, least, size * manifest.UNIT_BYTES)
+    by_split = [dict.fromkeys(("train", "val"), n) for n in (shards, groups, parts)]
+    found = [unit for unit in manifest.Plan({}, "", *by_split).units() if unit.split == "train"]
+    taken = [(shard, unit.part) for unit in found for shard in range(unit.first, unit.stop)]
+    assert sorted(taken) == [(shard, part) for shard in range(shards) for part in range(parts)]
+    assert [unit.index for unit in found] == list(range(len(found)))
+    assert not shards or len(found) >= least
+    assert all(unit.first < unit.stop for unit in found)
+    assert parts == 1 or taken == sorted(taken)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2), (2, 3, 1, 2)])
@@ -131,15 +166,15 @@ class OtherTokenizer(ByteTokenizer):
     [
         ({"tokenizer": OtherTokenizer()}, "of tokenizer bytes-bos256-eos257, and .* other;"),
         ({"source": ListSource(documents([b"a"]), documents([b"b"]))}, "of source .*, and this"),
-        ({"units": {"train": 9, "val": 2}}, "of units a shard train 2, val 2, and .* train 3"),
+        ({"units": {"train": 9, "val": 2}}, "of parts of each train 2, val 2, and .* train 3"),
     ],
 )
 def test_another_corpus_in_the_same_folder_is_refused(tmp_path, changed, message):
-    settings = {"source": source(), "tokenizer": tokenizer, "folder": tmp_path, "units": UNITS}
-    prepare(**settings, machine=(1, 9))
+    same = {"source": source(), "tokenizer": tokenizer, "folder": tmp_path, "units": UNITS}
+    prepare(**same, machine=(1, 9))
     before = files(tmp_path)
     with pytest.raises(ValueError, match=f"output={tmp_path}: holds a corpus {message}"):
-        prepare(**settings | changed)
+        prepare(**same | changed)
     assert files(tmp_path) == before
 
 

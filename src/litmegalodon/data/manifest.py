@@ -18,17 +18,26 @@ from litmegalodon.data.whole_files import read_json, to_json, write_json
 
 VERSION = 1
 PLAN, MANIFEST, MODEL = "corpus.json", "manifest.json", "tokenizer.model"
+
+# Files of a corpus are not much smaller than this, bytes of text, only to have more of them.
+UNIT_BYTES = 64 << 20
+# Where a source cannot tell its size.
+MOST_UNITS = 4096
+
 COUNTS = ("documents", "tokens", "targets", "bytes")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The documents of an input shard whose number modulo `parts` is `part`: one output file."""
+    """The documents of input shards `first` to before `stop` whose number in their shard has the
+    remainder `part` by `parts`: one file of the corpus, number `index` of `units` of its split.
+    """
 
     split: str
     index: int
     units: int
-    shard: int
+    first: int
+    stop: int
     part: int
     parts: int
 
@@ -41,12 +50,13 @@ class Unit:
 class Plan:
     """What decides the bytes of a corpus; machines that work on one must agree on it.
 
-    `shards` and `parts` are, by split, the number of input shards and of units made of each.
+    By split: `shards` of the source are taken in `groups`, each in as many `parts`.
     """
 
     tokenizer: dict[str, Any]
     source: str
     shards: dict[str, int]
+    groups: dict[str, int]
     parts: dict[str, int]
     version: int = VERSION
 
@@ -57,13 +67,26 @@ class Plan:
 
     def units(self) -> list[Unit]:
         """All work, in the order of the corpus."""
-        return [
-            Unit(split, shard * parts + part, self.shards[split] * parts, shard, part, parts)
-            for split in SPLITS
-            for parts in [self.parts[split]]
-            for shard in range(self.shards[split])
-            for part in range(parts)
-        ]
+        units = []
+        for split in SPLITS:
+            shards, groups, parts = self.shards[split], self.groups[split], self.parts[split]
+            for index in range(groups * parts):
+                group, part = divmod(index, parts)
+                first, stop = group * shards // groups, (group + 1) * shards // groups
+                units.append(Unit(split, index, groups * parts, first, stop, part, parts))
+        return units
+
+
+def shared_out(shards: int, least: int, size: int | None) -> tuple[int, int]:
+    """In how many groups the shards of a split are taken, and in how many parts each.
+
+    Together `least` or more; many small shards make files of about UNIT_BYTES of text, as far as
+    the source's `size` is known.
+    """
+    if shards <= least:
+        return shards, -(-least // max(1, shards))
+    most = MOST_UNITS if size is None else size // UNIT_BYTES
+    return min(shards, max(least, most)), 1
 
 
 def check_version(path: Path, content: Mapping[str, Any]) -> None:

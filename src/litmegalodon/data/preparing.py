@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
@@ -70,12 +70,12 @@ class Work:
         # What an entry says must not be of the file before.
         with whole_files.saving(path):
             path.with_suffix(".json").unlink(missing_ok=True)
-        shard = self.source.shards(unit.split)[unit.shard]
+        shards = self.source.shards(unit.split)[unit.first : unit.stop]
         on_error = OnError(self.on_error)
         left_out = {"places": 0, "errors": 0, "examples": []}
         with whole_files.writing(path) as file:
             writer = TokenWriter(file, self.tokenizer)
-            for number, item in _documents(shard):
+            for number, item in _documents(shards):
                 if number % unit.parts != unit.part:
                     continue
                 if isinstance(item, LeftOut):
@@ -136,6 +136,10 @@ def prepare(
             " each of the sources by itself, and mix the corpora"
         )
     shards = {split: len(source.shards(split)) for split in SPLITS}
+    shared = {
+        split: manifest.shared_out(shards[split], units[split], source.num_bytes)
+        for split in SPLITS
+    }
     model = getattr(tokenizer, "model", None)
     plan = Plan(
         tokenizer={
@@ -147,7 +151,8 @@ def prepare(
         },
         source=source.fingerprint,
         shards=shards,
-        parts={split: -(-units[split] // max(1, shards[split])) for split in SPLITS},
+        groups={split: groups for split, (groups, _) in shared.items()},
+        parts={split: parts for split, (_, parts) in shared.items()},
     )
     _open_folder(folder, plan, {"left_out": dict(source.left_out), **(made_from or {})}, model)
     work = Work(source, tokenizer, folder, plan, on_error)
@@ -190,7 +195,7 @@ def _named(field: str, value: Any) -> str:
         return f"tokenizer {value['fingerprint']}"
     if isinstance(value, Mapping):
         value = ", ".join(f"{split} {number}" for split, number in sorted(value.items()))
-    names = {"source": "source", "shards": "input shards", "parts": "units a shard"}
+    names = {"shards": "input shards", "groups": "groups of these", "parts": "parts of each"}
     return f"{names.get(field, field)} {value}"
 
 
@@ -203,12 +208,13 @@ def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
     )
 
 
-def _documents(shard: Shard) -> Iterator[tuple[int, Document | LeftOut]]:
-    """A shard's documents; what the system refuses while reading is not taken for the output's."""
-    try:
-        yield from shard.documents()
-    except OSError as error:
-        raise ValueError(f"data.source: {shard.name} could not be read: {error}") from error
+def _documents(shards: Iterable[Shard]) -> Iterator[tuple[int, Document | LeftOut]]:
+    """Shards' documents; what the system refuses while reading is not taken for the output's."""
+    for shard in shards:
+        try:
+            yield from shard.documents()
+        except OSError as error:
+            raise ValueError(f"data.source: {shard.name} could not be read: {error}") from error
 
 
 def _all(work: Work, units: list[Unit], workers: int) -> Iterator[Finished]:
