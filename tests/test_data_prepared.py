@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_helpers import ShardedSource, datamodule, document, documents, rows_of
+from data_helpers import datamodule, document, documents, rows_of
 from litmegalodon.data import (
     ByteTokenizer,
     Document,
@@ -39,11 +39,12 @@ def prepared(folder, train=(b"some text", b"more"), val=(b"held out",), **settin
     """A corpus of the texts in their order."""
     tokenizer = settings.pop("tokenizer", bytes_tokenizer)
     settings = {"units": {"train": 1, "val": 1}, **settings}
-    assert prepare(ShardedSource([train], val), tokenizer, folder, **settings) == []
+    assert prepare(ListSource(items(train), items(val)), tokenizer, folder, **settings) == []
     return PreparedCorpus(str(folder))
 
 
 def items(texts):
+    """Documents of texts, each bytes or (prompt, bytes)."""
     return [document(f"document {i}", text) for i, text in enumerate(texts)]
 
 
@@ -131,12 +132,12 @@ def test_datasets_opens_the_files(tmp_path, monkeypatch):
     prepared(folder, [(b"prompt", b"text"), b"more"])
     rows = [
         {
-            "name": "0:0",
+            "name": "document 0",
             "tokens": [256, *b"prompttext", 257],
             "prompt_tokens": 7,
             "bytes": 4,
         },
-        {"name": "0:1", "tokens": [256, *b"more", 257], "prompt_tokens": 1, "bytes": 4},
+        {"name": "document 1", "tokens": [256, *b"more", 257], "prompt_tokens": 1, "bytes": 4},
     ]
     path = str(folder / "train-00000-of-00001.arrow")
     assert datasets.Dataset.from_file(path).to_list() == rows
@@ -164,9 +165,8 @@ def test_batches_are_those_of_the_same_documents_in_memory(tmp_path, cutting):
 def test_held_out_documents_are_decoded(tmp_path, sentencepiece):
     val = [(b"the question", b" the answer"), b"caf\xe9\n", b"", "Straße 12\n  the end".encode()]
     corpus = prepared(tmp_path / "a", val=val, tokenizer=sentencepiece)
-    assert corpus.validation_documents(sentencepiece) == [
-        Document(f"document {i}", item.text, item.prompt) for i, item in enumerate(items(val))
-    ]
+    found = corpus.validation_documents(sentencepiece)
+    assert [Document(d.name, d.text, d.prompt) for d in found] == items(val)
     with pytest.raises(ValueError, match=rf"set data/tokenizer=sentencepiece .*={tmp_path}/a/tok"):
         corpus.validation_documents(bytes_tokenizer)
     # The copy of the model beside the tokens is the very tokenizer.

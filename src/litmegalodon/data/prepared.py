@@ -3,6 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from litmegalodon.data import manifest
-from litmegalodon.data.documents import SPLITS, Document, Shard
+from litmegalodon.data.documents import SPLITS, Shard
 from litmegalodon.data.store import token_dtype
 from litmegalodon.data.token_files import TokenBatch, TokenFile
 from litmegalodon.data.tokenizer import Tokenizer
@@ -232,8 +233,8 @@ class PreparedCorpus:
         """Bytes of the predicted text."""
         return sum(self.store(split).num_bytes for split in SPLITS)
 
-    def validation_documents(self, tokenizer: Tokenizer) -> list[Document]:
-        """The held-out documents, decoded: text in which the tokenizer changed something stays so.
+    def validation_documents(self, tokenizer: Tokenizer) -> list["StoredDocument"]:
+        """The held-out documents; what the tokenizer changed in their text stays changed.
 
         ValueError where `tokenizer` is not the one that made the corpus.
         """
@@ -249,13 +250,32 @@ class PreparedCorpus:
                 f" prepared with {self.tokenizer_fingerprint}; set {fix}"
             )
         store = self.store("val")
-        documents = []
-        for i in range(store.num_documents):
-            ids = store.tokens(store.start(i), store.start(i + 1)).tolist()
-            prompt = store.prompt(i)
-            text = tokenizer.bytes_of(ids[prompt:])
-            documents.append(Document(store.name(i), text, tokenizer.bytes_of(ids[:prompt])))
-        return documents
+        return [StoredDocument(store, i, tokenizer) for i in range(store.num_documents)]
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document of a store, as `Document`, which is decoded when it is asked for its text."""
+
+    store: PreparedStore
+    number: int
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        return self.store.name(self.number)
+
+    @property
+    def text(self) -> bytes:
+        return self._bytes(self.store.prompt(self.number), None)
+
+    @property
+    def prompt(self) -> bytes:
+        return self._bytes(0, self.store.prompt(self.number))
+
+    def _bytes(self, first: int, stop: int | None) -> bytes:
+        ids = self.store.tokens(self.store.start(self.number), self.store.start(self.number + 1))
+        return self.tokenizer.bytes_of(ids[first:stop].tolist())
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from litmegalodon.data.documents import Shard, Source
+from litmegalodon.data.documents import Document, LeftOut, Shard, Source
 from litmegalodon.data.sentencepiece import SentencePieceTokenizer
-from litmegalodon.data.store import OnError, read_documents
+from litmegalodon.data.store import OnError
 from litmegalodon.data.tokenizer import pieces
 
 # Llama 2's: text as it is, digits by themselves, what is rare as bytes.
@@ -49,13 +49,8 @@ class TrainingText:
         self._shards = source.shards("train")
         self._max_bytes = max_bytes
         self._on_error = OnError(on_error)
-        self._left_out: dict[str, int] = {}
-        self.documents = self.bytes = self.broken_lines = 0
+        self.documents = self.bytes = self.broken_lines = self.left_out = 0
         self.is_cut = False
-
-    @property
-    def left_out(self) -> int:
-        return self._left_out.get("places", 0)
 
     def __iter__(self) -> Iterator[str]:
         for i, shard in enumerate(self._shards):
@@ -64,7 +59,11 @@ class TrainingText:
 
     def _lines(self, shard: Shard, budget: int) -> Iterator[str]:
         end = self.bytes + budget
-        for document in read_documents([shard], self._on_error, self._left_out):
+        for _, document in shard.documents():
+            if isinstance(document, LeftOut):
+                self._on_error(document)
+                self.left_out += 1
+                continue
             self.documents += 1
             # Through pieces, since a document may be large.
             for piece in pieces(document.text):
@@ -188,7 +187,7 @@ def fit(
     documents = size = tokens = characters = lines = spelt = byte_tokens = 0
     seconds = 0.0
     is_cut = False
-    for document in read_documents(source.shards("val"), OnError(on_error), {}):
+    for document in _held_out(source, OnError(on_error)):
         text = bytes(document.text[: max_bytes - size])
         if len(text) < len(document.text):
             is_cut = True
@@ -215,3 +214,12 @@ def fit(
         seconds=seconds,
         is_cut=is_cut,
     )
+
+
+def _held_out(source: Source, on_error: OnError) -> Iterator[Document]:
+    for shard in source.shards("val"):
+        for _, document in shard.documents():
+            if isinstance(document, LeftOut):
+                on_error(document)
+            else:
+                yield document
