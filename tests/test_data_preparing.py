@@ -178,6 +178,13 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, changed, message
     assert files(tmp_path) == before
 
 
+def test_of_two_plans_for_a_new_folder_the_first_stays(tmp_path):
+    plans = [manifest.Plan({"fingerprint": name}, name, {}, {}, {}) for name in ("first", "second")]
+    for plan in plans:
+        manifest.write_plan(tmp_path, plan, {})
+    assert manifest.read_plan(tmp_path) == (plans[0], {})
+
+
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match=rf"output={tmp_path}: holds other files \(letter\.txt\)"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from litmegalodon.data.documents import SPLITS
-from litmegalodon.data.whole_files import read_json, to_json, write_json
+from litmegalodon.data.whole_files import read_json, to_json, write_json, writing
 
 VERSION = 1
 PLAN, MANIFEST, MODEL = "corpus.json", "manifest.json", "tokenizer.model"
@@ -109,7 +109,11 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]] | None:
 
 
 def write_plan(folder: Path, plan: Plan, made_from: Mapping[str, Any]) -> None:
-    write_json(folder / PLAN, asdict(plan) | {"made_from": made_from}, wait=True)
+    """Note a plan in a folder; one that another machine has noted meanwhile stays."""
+    path = folder / PLAN
+    content = to_json(asdict(plan) | {"made_from": made_from}).encode()
+    with writing(path, wait=True) as file:
+        file.write(path.read_bytes() if path.exists() else content)
 
 
 def read_entry(folder: Path, unit: Unit, plan: Plan) -> dict[str, Any] | None:
