@@ -1,9 +1,11 @@
 """Tokenizers trained on a source: all of its text up to a limit, and what they are worth."""
 
+from time import sleep
+
 import pytest
 
 from corpus_helpers import Shards
-from litmegalodon.data import Document, LeftOut, SentencePieceTokenizer
+from litmegalodon.data import Document, LeftOut, SentencePieceTokenizer, tokenizer_training
 from litmegalodon.data.tokenizer_training import SENTENCE, TrainingText, fit, train
 from tokenizer_helpers import TEXT
 
@@ -19,10 +21,9 @@ def document(text):
     return Document("name", text if isinstance(text, bytes) else text.encode())
 
 
-def trained(folder, text, vocab_size=400, **settings):
-    settings = {"model_type": "bpe", "character_coverage": 0.99995, **settings}
-    said = []
-    model = train(text, vocab_size, threads=1, log=folder / "log", progress=said.append, **settings)
+def trained(folder, text, vocab_size=400, model_type="bpe", progress=print):
+    settings = {"model_type": model_type, "character_coverage": 0.99995, "threads": 1}
+    model = train(text, vocab_size, log=folder / "log", progress=progress, **settings)
     (folder / "a.model").write_bytes(model)
     return SentencePieceTokenizer(str(folder / "a.model"))
 
@@ -74,6 +75,18 @@ def test_a_trained_tokenizer_is_like_llama_2s(tmp_path, capfd, model_type):
     # SentencePiece's many words are in its log.
     assert capfd.readouterr().err == ""
     assert (tmp_path / "log").stat().st_size > 0
+
+
+def test_training_tells_how_far_it_has_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "EVERY", 0.001)
+    said = []
+    # Reading takes a moment a line.
+    text = TrainingText(source([TEXT * 30]), 10**6)
+    lines = list(text)
+    monkeypatch.setattr(TrainingText, "__iter__", lambda _: (sleep(1e-4) or line for line in lines))
+    trained(tmp_path, text, progress=said.append)
+    assert said
+    assert all(line.startswith("training: 0 s, 0 MB read") for line in said)
 
 
 def test_the_fit_counts_bytes_tokens_and_what_is_spelt_in_bytes(tmp_path):

@@ -82,7 +82,7 @@ class TrainingText:
 
 
 def train(
-    text: Iterator[str] | TrainingText,
+    text: TrainingText,
     vocab_size: int,
     model_type: str,
     character_coverage: float,
@@ -98,7 +98,7 @@ def train(
 
     model = io.BytesIO()
     try:
-        with _logged(log, progress):
+        with _logged(log, text, progress):
             SentencePieceTrainer.train(
                 sentence_iterator=iter(text),
                 model_writer=model,
@@ -133,7 +133,7 @@ def _explained(error: str, vocab_size: int, log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _logged(log: Path, progress: Callable[[str], None]) -> Iterator[None]:
+def _logged(log: Path, text: TrainingText, progress: Callable[[str], None]) -> Iterator[None]:
     """Send what is written to stderr to a file, and tell from it how far training has come."""
     ended = threading.Event()
     began = time.monotonic()
@@ -141,8 +141,10 @@ def _logged(log: Path, progress: Callable[[str], None]) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(EVERY):
             merges = re.findall(rb"(?:merges|size)=(\d+)", log.read_bytes()[-4096:])
-            far = f", {int(merges[-1]):,} tokens" if merges else ""
-            progress(f"training: {time.monotonic() - began:.0f} s{far}")
+            far = f"{text.bytes / 1e6:.0f} MB read"
+            if merges:
+                far += f", {int(merges[-1]):,} tokens made"
+            progress(f"training: {time.monotonic() - began:.0f} s, {far}")
 
     stderr = os.dup(2)
     watcher = threading.Thread(target=watch, daemon=True)
