@@ -300,7 +300,7 @@ prepare(ListSource([Document("a", bytes(10**6))], []), ByteTokenizer(), Path({st
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_told(tmp_path):
-    with pytest.raises(ValueError, match="workers=2: one was ended from outside"):
+    with pytest.raises(ValueError, match="workers=2: one of them ended early, killed"):
         prepare(source(), Deadly(), tmp_path, workers=2, units=UNITS)
 
 

@@ -232,8 +232,8 @@ def _all(work: Work, units: list[Unit], workers: int) -> Iterator[Finished]:
             yield future.result()
     except BrokenProcessPool as error:
         raise ValueError(
-            f"workers={workers}: one was ended from outside, by the system if memory ran out; run"
-            " the same command again with fewer workers, finished files are kept"
+            f"workers={workers}: one of them ended early, killed by the system if memory ran out;"
+            " run the same command again with fewer workers, finished files are kept"
         ) from error
     except BaseException:
         for child in multiprocessing.active_children():
