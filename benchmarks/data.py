@@ -57,9 +57,7 @@ def _data(pairs: int, tokens: int, folder: Path) -> Iterator[Figure]:
     yield from _waiting(files)
 
 
-def _tokens_per_second(
-    pairs: int, source, tokenizer, tokens: int, **settings
-) -> float:
+def _tokens_per_second(pairs: int, source, tokenizer, tokens: int, **settings) -> float:
     batches = iter(_module(source, tokenizer, **settings).train_dataloader())
     count = max(1, tokens // (L * ROWS))
     next(batches)
