@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from litmegalodon.data.datamodule import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
-from litmegalodon.parallel import parallelize
+from litmegalodon.parallel.parallelize import parallelize
 from litmegalodon.parallel.strategy import check_same_model, damaged_is_refused, read_meta
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
 
@@ -108,7 +108,10 @@ class MegalodonModule(lightning.LightningModule):
         # Dropout is a function of the seed, the place in the data and the rank: no random state to
         # restore.
         torch.manual_seed(_key(self.seed, int(batch["cursor"]), self.global_rank))
-        nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
+        batch, span = self.trainer.strategy.share(batch)
+        nll, valid, _ = self.model.loss(
+            batch["tokens"], batch["targets"], resets=batch["resets"], span=span
+        )
         sums = torch.stack([nll.detach().double(), valid.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
         self._last_batch = batch
@@ -164,7 +167,10 @@ class MegalodonModule(lightning.LightningModule):
         self.log("train/grad_norm", norm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
+        batch, span = self.trainer.strategy.share(batch)
+        nll, valid, _ = self.model.loss(
+            batch["tokens"], batch["targets"], resets=batch["resets"], span=span
+        )
         self.val_loss.update(nll, valid)
 
     def on_validation_epoch_end(self) -> None:
