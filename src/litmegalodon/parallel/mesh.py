@@ -85,10 +85,11 @@ def _nearest(
         if world_size // chunk % replicate == 0
     ]
 
-    def distance(mesh: Degrees) -> float:
+    def distance(mesh: Degrees) -> tuple[float, int, int]:
         pairs = ((a, m) for a, m in zip(asked, mesh, strict=True) if a > 0)
-        # Where degrees that were asked for do not decide, copies of parameters cost most.
-        return sum(abs(math.log(m / a)) for a, m in pairs) + 1e-6 * mesh.replicate
+        factors = sum(abs(math.log(m / a)) for a, m in pairs)
+        # Of equally near ones the one with the fewest copies of the parameters, then of messages.
+        return round(factors, 6), mesh.replicate, mesh.chunk
 
     return min(meshes, key=distance)
 
