@@ -8,6 +8,7 @@ import pytest
 from config_helpers import composed
 from litmegalodon.parallel.mesh import Degrees, resolve
 from litmegalodon.utils.settings import check_settings
+from runs import ROOT
 
 ROW = {"data.seq_len": 2048, "data.val_seq_len": 4096}
 
@@ -60,13 +61,13 @@ def test_what_can_t_be_is_refused_with_what_can(world, asked, chunk_size, reason
 
 def test_settings_are_checked_without_torch(tmp_path):
     code = "import sys, litmegalodon.utils.settings; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", check=True)
     mesh = ("trainer.devices=4", "trainer.strategy.chunk_parallel_size=2")
     # Two groups of two processes read: a batch of two rows is enough.
     check_settings(composed(*mesh, "data.batch_size=2", folder=tmp_path))
     with pytest.raises(ValueError, match="batch_size=3: counts rows over all 2 data-parallel"):
         check_settings(composed(*mesh, "data.batch_size=3", folder=tmp_path))
-    with pytest.raises(ValueError, match=r"trainer\.strategy: .* data\.seq_len=256 .*multiple of"):
+    with pytest.raises(ValueError, match=r"trainer\.strategy: .* data\.seq_len=256, .* of 512"):
         check_settings(composed(*mesh, "data.seq_len=256", folder=tmp_path))
     with pytest.raises(ValueError, match=r"replicate_size=-2: must be a whole number, at least"):
         check_settings(composed("trainer.strategy.replicate_size=-2", folder=tmp_path))
