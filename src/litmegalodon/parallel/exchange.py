@@ -21,4 +21,5 @@ class ChunkGroup:
     def start(self, local: Tensor) -> Callable[[], Tensor]:
         """Start an all-gather; its gradient is a reduce-scatter that sums."""
         gathered = all_gather_single_autograd(local.contiguous()[None], 0, self._group)
-        return gathered.wait
+        # torch.compile follows the call to a tensor that it has waited for already.
+        return lambda: gathered.wait() if hasattr(gathered, "wait") else gathered

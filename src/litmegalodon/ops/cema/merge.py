@@ -29,45 +29,50 @@ def end_pytorch(
 ) -> Tensor:
     """See `litmegalodon.ops.cema_end`; the products with E and the scan, not those for y."""
     dtype = compute_dtype(x)
-    if resets is not None and resets.any():
-        x = torch.where(last_run(resets)[..., None], x, 0)
+    last = last_run(resets)[..., None] if resets is not None and resets.any() else None
     c = coefficients(alpha, delta, theta, gamma)
     block = min(BLOCK, x.shape[1])
     exponents = torch.arange(block - 1, -1, -1, device=x.device)
     ends = torch.stack(c.powers(exponents, dtype), dim=-1) * c.p.to(dtype)[..., None, None]
     step = c.powers(torch.tensor([block], device=x.device), torch.float64)
     transition = torch.complex(*step).squeeze(-1)
-    return _End.apply(x, ends.transpose(1, 2).flatten(2), transition)  # D x T x 2N
+    return _End.apply(x, last, ends.transpose(1, 2).flatten(2), transition)  # D x T x 2N
 
 
 class _End(torch.autograd.Function):
+    """The end state of the tokens where bool [B, L, 1] `last` is True, or of all."""
+
     @staticmethod
-    def forward(ctx, x, ends, transition):
+    def forward(ctx, x, last, ends, transition):
         batch, (dim, order) = x.shape[0], transition.shape
-        blocks = _blocks(x, ends)
-        e = torch.bmm(blocks, ends).view(dim, batch, -1, order, 2)
-        entering, last = scan(e, transition, e.new_zeros(dim, batch, order, 2), None)
-        ctx.save_for_backward(x, ends, transition, entering)
-        return last.transpose(0, 1).contiguous()
+        e = torch.bmm(_blocks(x, last, ends), ends).view(dim, batch, -1, order, 2)
+        entering, h = scan(e, transition, e.new_zeros(dim, batch, order, 2), None)
+        ctx.save_for_backward(x, last, ends, transition, entering)
+        return h.transpose(0, 1).contiguous()
 
     @staticmethod
     @backward_pass
-    def backward(ctx, d_last):
-        x, ends, transition, entering = ctx.saved_tensors
-        d_e, d_transition, _ = scan_backward(
-            torch.zeros_like(entering), d_last.transpose(0, 1), entering, transition, None
-        )
-        d_e = d_e.view(x.shape[2], -1, ends.shape[2])
-        d_ends = torch.bmm(_blocks(x, ends).mT, d_e)
+    def backward(ctx, d_h):
+        x, last, ends, transition, entering = ctx.saved_tensors
         batch, length, dim = x.shape
+        d_e, d_transition, _ = scan_backward(
+            torch.zeros_like(entering), d_h.transpose(0, 1), entering, transition, None
+        )
+        d_e = d_e.view(dim, -1, ends.shape[2])
+        d_ends = torch.bmm(_blocks(x, last, ends).mT, d_e)
         d_x = torch.bmm(d_e, ends.mT).view(dim, batch, -1)[..., -length:]
-        return d_x.permute(1, 2, 0).to(x.dtype).contiguous(), d_ends, d_transition
+        d_x = d_x.permute(1, 2, 0).to(x.dtype).contiguous()
+        if last is not None:
+            d_x = torch.where(last, d_x, 0)
+        return d_x, None, d_ends, d_transition
 
 
-def _blocks(x: Tensor, ends: Tensor) -> Tensor:
+def _blocks(x: Tensor, last: Tensor | None, ends: Tensor) -> Tensor:
     """[B, L, D] -> [D, BJ, T], the first block of a row filled up with zeros, which leave none."""
     batch, length, dim = x.shape
     block = ends.shape[1]
+    if last is not None:
+        x = torch.where(last, x, 0)
     out = ends.new_zeros(dim, batch, length + -length % block)
     out[..., -length:] = x.permute(2, 0, 1)
     return out.view(dim, -1, block)
