@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
-    datamodule.setup()
+    datamodule.setup("validate")
     summary = datamodule.summary()
     say(describe_data(summary))
     with open_trainer(cfg) as trainer:

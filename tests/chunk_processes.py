@@ -57,13 +57,14 @@ def rows(seed: int, length: int = LENGTH) -> dict[str, torch.Tensor]:
         resets[row, [p for p in places if p < length]] = True
     targets[:, 32:64] = -100
     targets[0, :50] = targets[3, 100:] = -100
-    return {"tokens": tokens, "targets": targets, "resets": resets, "cursor": torch.tensor(seed)}
+    counts = {"cursor": torch.tensor(seed), "padding": torch.tensor(0)}
+    return {"tokens": tokens, "targets": targets, "resets": resets} | counts
 
 
 class HardRows(LightningDataModule):
     """The same rows whatever the number of processes."""
 
-    seq_len, val_bytes, val_targets = LENGTH, 1, 1
+    seq_len, val_bytes, val_targets, carries_state = LENGTH, 1, 1, False
 
     def batches(self, seeds) -> DataLoader:
         kwargs = self.trainer.distributed_sampler_kwargs
@@ -78,7 +79,7 @@ class HardRows(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return self.batches([500])
 
-    def trained(self, cursor: int) -> None:
+    def trained(self, cursor: int, places: None) -> None:
         pass
 
 

@@ -4,7 +4,15 @@ from types import SimpleNamespace
 
 from hypothesis import strategies as st
 
-from litmegalodon.data import ByteTokenizer, Document, ListSource, TextDataModule
+from litmegalodon.data import (
+    ByteTokenizer,
+    Document,
+    LeftOut,
+    ListShard,
+    ListSource,
+    TextDataModule,
+    row_at,
+)
 
 BOS, EOS, IGNORED = 256, 257, -100
 
@@ -12,17 +20,31 @@ texts = st.lists(st.binary(max_size=12), min_size=1, max_size=5).filter(any)
 
 
 def documents(texts):
-    return [Document(f"document {i}", text) for i, text in enumerate(texts)]
+    return [document(f"document {i}", text) for i, text in enumerate(texts)]
+
+
+def splits_of(source):
+    """All documents of a source, by split."""
+    return {
+        split: [item for shard in source.shards(split) for _, item in shard.documents()]
+        for split in ("train", "val")
+    }
+
+
+def triples_of(text, reset_documents=True):
+    """(token, target, reset) of every position of a document, text or (prompt, text)."""
+    prompt, text = text if isinstance(text, tuple) else (b"", text)
+    tokens = [BOS, *prompt, *text, EOS]
+    predicted = range(len(prompt), len(tokens) - 1)
+    return [
+        (token, tokens[i + 1] if i in predicted else IGNORED, reset_documents and i == 0)
+        for i, token in enumerate(tokens)
+    ]
 
 
 def expected_rows(texts, seq_len, reset_documents=True):
     """Rows as lists of (token, target, reset), one triple a position."""
-    tokens = [token for text in texts for token in [BOS, *text, EOS]]
-    triples = []
-    for i, token in enumerate(tokens):
-        following = tokens[i + 1] if i + 1 < len(tokens) else BOS
-        target = IGNORED if following == BOS else following
-        triples.append((token, target, reset_documents and token == BOS))
+    triples = [triple for text in texts for triple in triples_of(text, reset_documents)]
     padding_opens = reset_documents
     while len(triples) % seq_len:
         triples.append((EOS, IGNORED, padding_opens))
@@ -36,11 +58,60 @@ def rows_of(batch):
     return [list(zip(*row, strict=True)) for row in zip(*parts, strict=True)]
 
 
-def datamodule(train=(b"some text", b"more"), val=(b"held out",), rank=0, world=1, **settings):
+class ShardedSource(ListSource):
+    """Documents in several shards; a text is bytes, or (prompt, bytes), or a LeftOut."""
+
+    def __init__(self, shards, val=(b"held out",)):
+        self._shards = [
+            ListShard(f"shard {s}", [document(f"{s}:{i}", text) for i, text in enumerate(texts)])
+            for s, texts in enumerate(shards)
+        ]
+        train = [d for shard in self._shards for d in shard.items if isinstance(d, Document)]
+        super().__init__(train, documents(val))
+
+    def shards(self, split):
+        return self._shards if split == "train" else super().shards(split)
+
+
+def document(name, text):
+    if isinstance(text, LeftOut):
+        return text
+    prompt, text = text if isinstance(text, tuple) else (b"", text)
+    return Document(name, text, prompt)
+
+
+def slot_documents(shards, slot, slots, seed=0, shuffle=True):
+    """(epoch, document) that a slot reads from shards as they come, without end."""
+    index = slot if len(shards) >= slots else 0
+    while True:
+        epoch = index // len(shards)
+        if len(shards) >= slots:
+            yield from ((epoch, d) for d in shards[row_at(index, len(shards), seed, shuffle)[1]])
+            index += slots
+        else:
+            order = [row_at(index + i, len(shards), seed, shuffle)[1] for i in range(len(shards))]
+            in_order = [d for number in order for d in shards[number]]
+            yield from ((epoch, d) for d in in_order[slot::slots])
+            index += len(shards)
+
+
+def slot_rows(texts, seq_len, align=1, reset_documents=True):
+    """Rows of (token, target, reset) of a slot that reads texts, or (prompt, text), without end."""
+    triples = []
+    for text in texts:
+        triples += [(EOS, IGNORED, False)] * (-len(triples) % align)
+        triples += triples_of(text, reset_documents)
+        while len(triples) >= seq_len:
+            yield triples[:seq_len]
+            triples = triples[seq_len:]
+
+
+def datamodule(
+    train=(b"some text", b"more"), val=(b"held out",), rank=0, world=1, source=None, **settings
+):
     settings = {"seq_len": 4, "batch_size": world, **settings}
-    module = TextDataModule(
-        ListSource(documents(train), documents(val)), ByteTokenizer(), **settings
-    )
+    source = source or ListSource(documents(train), documents(val))
+    module = TextDataModule(source, ByteTokenizer(), **settings)
     module.trainer = SimpleNamespace(
         distributed_sampler_kwargs={"rank": rank, "num_replicas": world} if world > 1 else None,
         overfit_batches=0,

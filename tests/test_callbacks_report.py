@@ -49,7 +49,7 @@ def test_the_table_holds_the_run_s_figures_and_what_compressors_reach(tmp_path, 
 def test_the_sample_continues_a_held_out_document(tmp_path, capsys):
     report(tmp_path)
     text = (tmp_path / "sample.txt").read_text()
-    held_out = datamodule().source.documents()["val"][0].text
+    held_out = datamodule().source.shards("val")[0].items[0].text
     head, prompt, body = re.fullmatch(
         r"--- (prompt.*?)\n(.*?)\n--- continued.*?\n(.*)\n--- end\n", text, re.DOTALL
     ).groups()

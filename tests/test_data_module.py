@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -170,6 +171,9 @@ def test_evaluating_a_checkpoint_leaves_the_position_alone():
     module.trainer.state.fn = "validate"
     module.load_state_dict(trained.state_dict())
     assert module.cursor == 0
+    module.tokenizer = SimpleNamespace(fingerprint="another")
+    with pytest.raises(ValueError, match=r"data\.tokenizer\.fingerprint=another: .*bytes-"):
+        module.load_state_dict(trained.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -214,6 +218,7 @@ def test_a_split_without_text_is_refused(train, val):
 
 def test_the_summary_counts_both_splits():
     module = datamodule([b"abcd", b"ef"], [b"ghi"], seq_len=4)
+    module.setup()
     summary = module.summary()
     assert summary == {
         "fingerprint": module.source.fingerprint,
@@ -230,6 +235,7 @@ def test_the_summary_counts_both_splits():
         "val_utilisation": pytest.approx(5 / 8),
         "left_out_files": 0,
         "left_out_bytes": 0,
+        "left_out_places": 0,
     }
     assert module.val_bytes == 3
     assert module.val_targets == 4
@@ -241,15 +247,28 @@ def test_the_documents_are_read_once():
     class Counting(ListSource):
         reads = 0
 
-        def documents(self):
+        def shards(self, split):
             self.reads += 1
-            return super().documents()
+            return super().shards(split)
 
     source = Counting(documents([b"some text"]), documents([b"text"]))
     module = TextDataModule(source, ByteTokenizer(), seq_len=4)
     module.setup("fit")
     module.setup("validate")
-    assert source.reads == 1
+    assert source.reads == 2, "train and val"
+
+
+def test_validating_reads_the_held_out_documents_alone():
+    class HeldOutOnly(ListSource):
+        def shards(self, split):
+            assert split == "val"
+            return super().shards(split)
+
+    module = datamodule(source=HeldOutOnly(documents([b"text"]), documents([b"ghi"])))
+    module.setup("validate")
+    assert [rows_of(batch) for batch in module.val_dataloader()]
+    assert module.summary()["val_bytes"] == 3
+    assert not any(name.startswith("train") for name in module.summary())
 
 
 class Reader(pl.LightningModule):

@@ -4,22 +4,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import BOS, EOS, IGNORED, documents, expected_rows, texts
-from litmegalodon.data import ByteTokenizer, PackedRows
+from litmegalodon.data import ByteTokenizer, MemoryStore, PackedRows
 
 seq_lens = st.integers(1, 9)
 untimed = settings(deadline=None)
 
 
 def pack(texts, seq_len, **settings):
-    return PackedRows(documents(texts), ByteTokenizer(), seq_len, **settings)
+    return PackedRows(MemoryStore(documents(texts), ByteTokenizer()), seq_len, EOS, **settings)
 
 
 def triples(row):
     return list(zip(*(part.tolist() for part in row), strict=True))
 
 
+with_prompts = st.lists(
+    st.tuples(st.binary(max_size=6), st.binary(max_size=6)), min_size=1, max_size=5
+)
+
+
 @untimed
-@given(texts, seq_lens, st.booleans())
+@given(st.one_of(texts, with_prompts), seq_lens, st.booleans())
 def test_rows_hold_every_token_with_its_target_and_resets(texts, seq_len, reset_documents):
     rows = pack(texts, seq_len, reset_documents=reset_documents)
     assert [triples(row) for row in rows] == expected_rows(texts, seq_len, reset_documents)
@@ -32,7 +37,7 @@ def test_every_byte_and_every_eos_is_predicted_once_and_bos_never(texts, seq_len
     targets = np.concatenate([row[1] for row in rows])
     predicted = targets[targets != IGNORED].tolist()
     assert predicted == [token for text in texts for token in [*text, EOS]]
-    assert rows.num_targets == len(predicted)
+    assert rows.store.num_targets == len(predicted)
 
 
 @untimed
@@ -40,8 +45,8 @@ def test_every_byte_and_every_eos_is_predicted_once_and_bos_never(texts, seq_len
 def test_counts_are_those_of_the_documents(texts, seq_len):
     rows = pack(texts, seq_len)
     tokens = sum(map(len, texts)) + 2 * len(texts)
-    assert rows.num_bytes == sum(map(len, texts))
-    assert rows.num_tokens == tokens
+    assert rows.store.num_bytes == sum(map(len, texts))
+    assert rows.store.num_tokens == tokens
     assert rows.utilisation == pytest.approx(tokens / (len(rows) * seq_len))
 
 
@@ -66,8 +71,8 @@ def test_rows_have_the_types_that_the_model_takes():
 def test_tokens_are_stored_in_as_few_bytes_as_the_vocabulary_allows():
     large = ByteTokenizer()
     large.vocab_size = 100_000
-    assert pack([b"text"], 3).tokens.dtype == np.uint16
-    assert PackedRows(documents([b"text"]), large, 3).tokens.dtype == np.int32
+    for tokenizer, dtype in ((ByteTokenizer(), np.uint16), (large, np.int32)):
+        assert MemoryStore(documents([b"text"]), tokenizer).tokens(0, 3).dtype == dtype
 
 
 def test_a_row_that_does_not_exist_raises():

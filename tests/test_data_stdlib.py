@@ -3,6 +3,7 @@ import lzma
 
 import pytest
 
+from data_helpers import splits_of
 from litmegalodon.data import Document, ListSource, StdlibSource, compression_baselines
 
 PACKAGE = {
@@ -41,7 +42,7 @@ def tree(root, files):
 
 
 def by_name(source):
-    splits = source.documents()
+    splits = splits_of(source)
     return {document.name: document.text for document in splits["train"] + splits["val"]}
 
 
@@ -83,7 +84,7 @@ def test_held_out_documents_reach_the_fraction_and_none_is_too_large(tmp_path):
     files = {f"m{i:02}.py": b"x" * (100 + i) for i in range(40)} | {"large.py": b"x" * 2000}
     tree(tmp_path, files)
     source = StdlibSource(0.2, 0.1, root=str(tmp_path))
-    splits = source.documents()
+    splits = splits_of(source)
     total = sum(map(len, by_name(source).values()))
     sizes = [len(document.text) for document in splits["val"]]
     assert 0.2 * total <= sum(sizes) < 0.2 * total + max(sizes)
@@ -93,8 +94,8 @@ def test_held_out_documents_reach_the_fraction_and_none_is_too_large(tmp_path):
 
 def test_the_split_follows_the_names_and_not_the_contents(tmp_path):
     names = [f"m{i}.py" for i in range(30)]
-    one = tree(tmp_path / "one", dict.fromkeys(names, b"a" * 50)).documents()["val"]
-    two = tree(tmp_path / "two", dict.fromkeys(names, b"b" * 50)).documents()["val"]
+    one = tree(tmp_path / "one", dict.fromkeys(names, b"a" * 50)).shards("val")[0].items
+    two = tree(tmp_path / "two", dict.fromkeys(names, b"b" * 50)).shards("val")[0].items
     assert [d.name for d in one] == [d.name for d in two]
     # Not merely the first by name.
     assert [d.name for d in one] != sorted(names)[: len(one)]
@@ -106,7 +107,7 @@ def test_a_folder_without_python_source_is_named(tmp_path, root):
     (tmp_path / "empty" / "a.txt").write_text("x")
     root = tmp_path / root
     with pytest.raises(ValueError, match=rf"data\.source\.root={root}: no Python source"):
-        StdlibSource(root=str(root)).documents()
+        StdlibSource(root=str(root)).shards("train")
 
 
 @pytest.mark.parametrize(
@@ -126,14 +127,14 @@ def test_a_fraction_out_of_range_is_named(setting, value):
 def test_a_corpus_too_coarse_to_split_says_which_setting_to_change(tmp_path):
     tree(tmp_path, PACKAGE)
     with pytest.raises(ValueError, match=r"max_validation_document=0\.02: none of the 2 documents"):
-        StdlibSource(root=str(tmp_path)).documents()
+        StdlibSource(root=str(tmp_path)).shards("train")
     with pytest.raises(ValueError, match=r"validation_fraction=0\.99: all 2 documents"):
-        StdlibSource(0.99, 1.0, root=str(tmp_path)).documents()
+        StdlibSource(0.99, 1.0, root=str(tmp_path)).shards("train")
 
 
 def test_the_interpreters_own_library_is_a_corpus_of_megabytes():
     source = StdlibSource()
-    splits = source.documents()
+    splits = splits_of(source)
     sizes = {split: [len(d.text) for d in documents] for split, documents in splits.items()}
     total = sum(sizes["train"]) + sum(sizes["val"])
     assert total > 5e6

@@ -24,15 +24,17 @@ def close(a: list[dict[str, str]], b: list[dict[str, str]], tolerance: float) ->
                 assert float(one[name]) == pytest.approx(float(other[name]), rel=tolerance), name
 
 
-def test_two_processes_equal_one_and_continue_each_other(tmp_path):
+@pytest.mark.parametrize("cutting", ["packed", "lanes"])
+def test_two_processes_equal_one_and_continue_each_other(cutting, tmp_path):
     one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
-    run("train", *SETTINGS, f"hydra.run.dir={one}", cwd=tmp_path)
-    run("train", *SETTINGS, "trainer.devices=2", f"hydra.run.dir={two}", cwd=tmp_path)
+    settings = (*SETTINGS, f"data.cutting={cutting}")
+    run("train", *settings, f"hydra.run.dir={one}", cwd=tmp_path)
+    run("train", *settings, "trainer.devices=2", f"hydra.run.dir={two}", cwd=tmp_path)
     close(metrics(two), metrics(one), 1e-4)
     # What two have saved, one continues; and the other way round, with rows of their own or shared.
     for name, devices, chunk, saved in (("1", 1, 1, two), ("2", 2, 1, one), ("shared", 2, 2, two)):
         mesh = (f"trainer.devices={devices}", f"trainer.strategy.chunk_parallel_size={chunk}")
         resume = (f"ckpt_path={last_checkpoint(saved)}", f"hydra.run.dir={more / name}")
-        run("train", *SETTINGS, *mesh, *resume, "trainer.max_steps=12", cwd=tmp_path)
+        run("train", *settings, *mesh, *resume, "trainer.max_steps=12", cwd=tmp_path)
     close(metrics(more / "1"), metrics(more / "2"), 1e-4)
     close(metrics(more / "shared"), metrics(more / "1"), 1e-4)

@@ -20,17 +20,29 @@ SETTINGS = (
     "trainer.limit_val_batches=2",
     "callbacks.report=null",
 )
-MEASURED = ("train/loss", "train/grad_norm", "train/lr", "tokens", "val/loss", "val/bpb")
+MEASURED = (
+    "train/loss",
+    "train/grad_norm",
+    "train/lr",
+    "tokens",
+    "data/utilisation",
+    "val/loss",
+    "val/bpb",
+)
 
 
 def measured(folder) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k in ("step", *MEASURED)} for row in metrics(folder)]
 
 
-def test_killed_twice_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+LANES = ("data.cutting=lanes", "data.streaming=true")
+
+
+@pytest.mark.parametrize("cutting", [(), LANES], ids=["packed", "lanes of a stream"])
+def test_killed_twice_and_resumed_equals_uninterrupted_bit_for_bit(cutting, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run("train", *SETTINGS, f"hydra.run.dir={whole}", cwd=tmp_path)
-    again = (*SETTINGS, f"hydra.run.dir={broken}")
+    run("train", *SETTINGS, *cutting, f"hydra.run.dir={whole}", cwd=tmp_path)
+    again = (*SETTINGS, *cutting, f"hydra.run.dir={broken}")
     # Each time amid the micro-batches of some step.
     kill_after("train", *again, cwd=tmp_path, until=lambda: len(losses(broken)) >= 19)
     assert 14 <= int(last_checkpoint(broken).stem.rpartition("=")[2]) <= 21

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from litmegalodon.data.documents import (
     Document,
-    DocumentSource,
+    LeftOut,
+    ListShard,
     ListSource,
+    Shard,
+    Source,
     compression_baselines,
     corpus_fingerprint,
 )
+from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.order import permute, row_at
-from litmegalodon.data.packing import IGNORED, PackedRows
+from litmegalodon.data.packing import PackedRows
 from litmegalodon.data.stdlib import StdlibSource
+from litmegalodon.data.store import IGNORED, MemoryStore, TokenStore
 from litmegalodon.data.tokenizer import ByteTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -27,11 +32,17 @@ __all__ = [
     "IGNORED",
     "ByteTokenizer",
     "Document",
-    "DocumentSource",
+    "LeftOut",
+    "ListShard",
     "ListSource",
+    "MemoryStore",
+    "MixtureSource",
     "PackedRows",
+    "Shard",
+    "Source",
     "StdlibSource",
     "TextDataModule",
+    "TokenStore",
     "Tokenizer",
     "compression_baselines",
     "corpus_fingerprint",

@@ -1,44 +1,61 @@
-"""Batches of packed rows for Lightning: an endless stream to train on, then held-out rows.
+"""The data of a run for Lightning: endless batches to train on, then held-out rows.
 
-A micro-batch is `data.batch_size` consecutive samples of the global order, over all data-parallel
-ranks together; a rank takes its residue. What resumes a run is one number, the cursor: the global
-index of the first sample not yet trained.
-
-Shapes: b rows of a batch on this rank, L seq_len.
+A micro-batch is `data.batch_size` rows over all data-parallel ranks together. Packed rows of a
+store come in one global order, of which a rank takes its residue; lanes and streams are slots, of
+which a rank has its share (`slots`). What resumes a run is the index of the first sample not yet
+trained and, for slots, the place of each.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
 
-from litmegalodon.data.documents import Document, DocumentSource, compression_baselines
-from litmegalodon.data.order import row_at
-from litmegalodon.data.packing import PackedRows, Row
+from litmegalodon.data.batches import TrainBatches, ValBatches
+from litmegalodon.data.corpus import HeldOut, Opening, Part
+from litmegalodon.data.documents import Document, Source, compression_baselines
+from litmegalodon.data.packing import PackedRows, check_cutting
+from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
+from litmegalodon.data.store import OnError
+from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
 from litmegalodon.data.tokenizer import Tokenizer
-
-Batch = dict[str, torch.Tensor]
 
 
 class TextDataModule(LightningDataModule):
     """Documents of `source` as batches that resume anywhere, on any number of ranks.
 
-    A batch is `tokens, targets` int64 [b, L], `resets` bool [b, L] and `cursor` int64 [], the
-    global index of the sample after its last one. Whoever trains on it tells `trained(cursor)`,
-    which is all that a checkpoint keeps of the position.
-    batch_size and val_batch_size count rows over all data-parallel ranks and must divide by their
-    number; val_seq_len and val_batch_size default to the training ones.
-    ValueError that names the setting where one is out of range or does not suit the data.
+    A batch is `tokens, targets` int64 [b, L], `resets` bool [b, L], `cursor` int64 [], the global
+    index of the sample after its last one, in training `padding` int64 [], its positions without a
+    document's token, and with slots `places` int64 [b, w] and `left_out` int64 []. Whoever trains
+    on it tells `trained(batch)`, which is all that a checkpoint keeps of the position.
+
+    Args:
+        source, tokenizer: what is read, and its tokens.
+        seq_len: L, tokens in a row.
+        batch_size: rows over all data-parallel ranks; must divide by their number.
+        num_workers: processes that prepare batches.
+        val_seq_len, val_batch_size: of validation, by default as in training.
+        reset_documents: whether documents in a row are isolated from each other.
+        shuffle, seed: whether the order is random, and which.
+        cutting: `packed`, documents end to end; or `lanes`, in which a row of a batch goes on where
+            the same row of the last batch ended, so that the model can carry its state.
+        streaming: read documents as they come, shard by shard, instead of all into memory first.
+        chunk_size: of the model; lanes are made of whole chunks.
+        on_error: `raise` where a source finds no document in a place that should hold one, or
+            `skip` and count it.
+        in_memory_limit: GiB of text that may be in memory.
+
+    Raises:
+        ValueError: names the setting that is out of range or does not suit the data.
     """
 
     def __init__(
         self,
-        source: DocumentSource,
+        source: Source,
         tokenizer: Tokenizer,
         seq_len: int = 2048,
         batch_size: int = 8,
@@ -48,6 +65,11 @@ class TextDataModule(LightningDataModule):
         reset_documents: bool = True,
         shuffle: bool = True,
         seed: int = 0,
+        cutting: str = "packed",
+        streaming: bool = False,
+        chunk_size: int | None = None,
+        on_error: str = "raise",
+        in_memory_limit: float = 4.0,
     ) -> None:
         super().__init__()
         self.source = source
@@ -62,42 +84,53 @@ class TextDataModule(LightningDataModule):
         self.reset_documents = reset_documents
         self.shuffle = shuffle
         self.seed = _whole("seed", seed, 0)
+        check_cutting(cutting, seq_len, chunk_size)
+        self.cutting, self.chunk_size = cutting, chunk_size
+        self.streaming = streaming
+        self.on_error = OnError(on_error)
+        self._opening = Opening(tokenizer, self.on_error, in_memory_limit)
         self._position = Position()
-        self._rows: dict[str, PackedRows] = {}
+        self._parts: list[Part] | None = None
+        self._held_out: HeldOut | None = None
+        # Rows in any order; no rows of training where there are slots.
+        self._train: list[PackedRows] = []
+        self._val: list[PackedRows] = []
 
     @property
     def cursor(self) -> int:
         """Global index of the first sample that is not yet trained."""
         return self._position.cursor
 
-    def trained(self, cursor: int | torch.Tensor) -> None:
-        """Note that all samples before `cursor` are trained: after each optimizer step."""
+    @property
+    def carries_state(self) -> bool:
+        """Whether a row of a batch goes on in the same row of the next one: lanes."""
+        return self.cutting == "lanes"
+
+    def trained(self, cursor: int | torch.Tensor, places: torch.Tensor | None = None) -> None:
+        """Note that all samples before `cursor` are trained, as far as `places` where a batch has
+        them: after each optimizer step.
+        """
         self._position.cursor = int(cursor)
+        self._position.places = None if places is None else places.cpu().numpy()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and pack the documents, once; ValueError if they and the settings do not fit."""
+        """Read the documents, once, to validate or test the held-out ones alone; ValueError if
+        they and the settings do not fit.
+        """
         self._check_shared("batch_size")
         self._check_shared("val_batch_size")
-        if self._rows:
-            return
-        documents = self.source.documents()
-        for split in ("train", "val"):
-            if not any(document.text for document in documents[split]):
-                raise ValueError(
-                    f"data.source: its {'training' if split == 'train' else 'held-out'} documents"
-                    " hold no text; give it more documents or change how it splits them"
-                )
-        train = PackedRows(documents["train"], self.tokenizer, self.seq_len, self.reset_documents)
-        if train.num_tokens < self.seq_len:
-            raise ValueError(
-                f"data.seq_len={self.seq_len}: longer than the training documents, which have"
-                f" {train.num_tokens} tokens; set data.seq_len={train.num_tokens} or less,"
-                " or give more text"
-            )
-        val = PackedRows(documents["val"], self.tokenizer, self.val_seq_len, self.reset_documents)
-        self._rows = {"train": train, "val": val}
+        if self._parts is None and stage in (None, "fit"):
+            parts = self._opening.train(self.source, self.streaming)
+            if not self.carries_state and not _streamed(parts):
+                self._train = [self._packed(part.store, self.seq_len) for part in parts]
+                for rows in self._train:
+                    self._check_length(rows.store.num_tokens)
+            self._parts = parts
+        if self._held_out is None:
+            self._held_out = self._opening.held_out(self.source)
+            self._val = [self._packed(store, self.val_seq_len) for store in self._held_out.stores]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | SlotLoader:
         """Endless batches from the cursor on; iterating again goes on after the last trained batch.
 
         With `trainer.overfit_batches` every pass begins at sample 0, so that it sees the same ones.
@@ -105,9 +138,27 @@ class TextDataModule(LightningDataModule):
         self.setup()
         rank, world = self._data_rank()
         overfit = getattr(self.trainer, "overfit_batches", 0)
+        position = Position() if overfit else self._position
+        if not self._train:
+            if overfit and self.carries_state:
+                raise ValueError(
+                    f"trainer.overfit_batches={overfit}: lanes carry their state from batch to"
+                    " batch and cannot begin again; set data.cutting=packed"
+                )
+            align = self.chunk_size if self.carries_state and self.reset_documents else 1
+            cut = Cut(self.seq_len, self.tokenizer.eos_id, self.reset_documents, align)
+            readers = [self._reader(slot) for slot in self._slots()]
+            if self.num_workers > len(readers):
+                rank_zero_info(
+                    f"data.num_workers={self.num_workers}: {len(readers)} are used, one for each"
+                    " row of a batch in this process"
+                )
+            batches = SlotBatches(readers, cut, position, self.batch_size)
+            return SlotLoader(batches, self.num_workers)
         stream = TrainBatches(
-            rows=self._rows["train"],
-            position=Position() if overfit else self._position,
+            rows=self._train,
+            weights=tuple(part.weight for part in self._parts),
+            position=position,
             batch_size=self.batch_size,
             seed=self.seed,
             shuffle=self.shuffle,
@@ -118,71 +169,79 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """All held-out rows in order, once; a rank without a row left gets ignored ones."""
-        self.setup()
+        self.setup("validate")
         rank, world = self._data_rank()
         # Cutting rows out of an array costs less than starting workers for every validation.
-        return DataLoader(
-            ValBatches(self._rows["val"], self.val_batch_size, rank, world), batch_size=None
-        )
+        return DataLoader(ValBatches(self._val, self.val_batch_size, rank, world), batch_size=None)
 
     def test_dataloader(self) -> DataLoader:
         """The held-out rows of `val_dataloader`."""
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, **self._identity()}
+        """The cursor, with the places of all ranks' slots: every rank has to ask for it."""
+        return {"cursor": self.cursor, "places": self._all_places(), **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's cursor; ValueError if these settings give other batches.
 
-        batch_size may differ, since the cursor counts samples. Evaluating a checkpoint leaves the
-        position alone, and compares nothing.
+        batch_size may differ where the cursor counts samples of one order. Evaluating a checkpoint
+        leaves the position alone, and needs the same tokenizer only.
         """
+        name, ours = "tokenizer.fingerprint", self.tokenizer.fingerprint
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            if state_dict[name] != ours:
+                raise ValueError(
+                    f"data.{name}={ours}: the checkpoint was trained with {state_dict[name]}, to"
+                    " which these ids are other text; take the tokenizer that it was trained with"
+                )
             return
         for name, ours in self._identity().items():
-            theirs = state_dict[name]
+            # A setting that the checkpoint does not know had no other value then.
+            theirs = state_dict.get(name, ours)
             if ours != theirs:
                 raise ValueError(
                     f"data.{name}={ours}: the checkpoint was trained with {theirs}, so resuming"
                     f" would read other batches; go back to {theirs}, or take only its weights with"
                     " init_from= in place of ckpt_path="
                 )
-        self.trained(state_dict["cursor"])
+        places = state_dict.get("places")
+        if places is not None:
+            places = torch.tensor(places)[self._slots()]
+        self.trained(state_dict["cursor"], places)
 
-    def summary(self) -> dict[str, int | float | str]:
-        """What is read, for printing.
+    def summary(self) -> dict[str, int | float | str | None]:
+        """What has been read, for printing.
 
-        `fingerprint`, `tokenizer`, `{train,val}_{documents,bytes,tokens,rows,utilisation}` and
-        `left_out_{files,bytes}`.
+        `fingerprint`, `tokenizer`, `val_{documents,bytes,tokens,rows,utilisation}`,
+        `left_out_{files,bytes,places}`; where it was set up to train `train_{documents,bytes,
+        tokens}`, and for rows in any order `train_{rows,utilisation}`; for streams `train_shards`
+        and, about, `train_bytes` only, None where that is unknown.
         """
-        self.setup()
-        counts = {
-            f"{split}_{name}": value
-            for split, rows in self._rows.items()
-            for name, value in {
-                "documents": rows.num_documents,
-                "bytes": rows.num_bytes,
-                "tokens": rows.num_tokens,
-                "rows": len(rows),
-                "utilisation": rows.utilisation,
-            }.items()
-        }
+        self.setup("validate")
+        counts: dict[str, Any] = {"val": _counts(self._held_out.stores) | _row_counts(self._val)}
+        if self._parts is not None and _streamed(self._parts):
+            shards = sum(len(part.shards) for part in self._parts)
+            counts["train"] = {"shards": shards, "bytes": self.source.num_bytes}
+        elif self._parts is not None:
+            counts["train"] = _counts([part.store for part in self._parts])
+            counts["train"] |= _row_counts(self._train) if self._train else {}
+        named = {f"{split}_{k}": v for split, found in counts.items() for k, v in found.items()}
         left_out = {f"left_out_{name}": count for name, count in self.source.left_out.items()}
         identity = {"fingerprint": self.source.fingerprint, "tokenizer": self.tokenizer.fingerprint}
-        return {**identity, **counts, **left_out}
+        return {**identity, **named, **left_out, "left_out_places": self._opening.left_out}
 
     @property
     def val_bytes(self) -> int:
         """Bytes of the held-out documents: what bits per byte are counted over."""
-        self.setup()
-        return self._rows["val"].num_bytes
+        self.setup("validate")
+        return sum(store.num_bytes for store in self._held_out.stores)
 
     @property
     def val_targets(self) -> int:
         """Predicted tokens of the held-out documents, their ends included."""
-        self.setup()
-        return self._rows["val"].num_targets
+        self.setup("validate")
+        return sum(store.num_targets for store in self._held_out.stores)
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of gzip -9 and xz on the held-out documents: `{"gzip": ..., "xz": ...}`."""
@@ -190,23 +249,72 @@ class TextDataModule(LightningDataModule):
 
     def validation_documents(self) -> list[Document]:
         """The held-out documents, in order."""
-        return self.source.documents()["val"]
+        self.setup("validate")
+        return self._held_out.documents
+
+    def _packed(self, store: Any, seq_len: int) -> PackedRows:
+        return PackedRows(store, seq_len, self.tokenizer.eos_id, self.reset_documents)
+
+    def _slots(self) -> list[int]:
+        """The rows of a batch that are this rank's."""
+        rank, world = self._data_rank()
+        share = self.batch_size // world
+        return list(range(rank * share, (rank + 1) * share))
+
+    def _reader(self, slot: int) -> Reader:
+        readers = [self._part_reader(part, slot) for part in self._parts]
+        if len(readers) == 1:
+            return readers[0]
+        return MixtureReader(readers, [part.weight for part in self._parts])
+
+    def _part_reader(self, part: Part, slot: int) -> Reader:
+        order = {"slot": slot, "slots": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
+        if part.store is not None:
+            return StoreReader(part.store, **order)
+        return ShardReader(part.shards, self.tokenizer, on_error=self.on_error, **order)
+
+    def _all_places(self) -> list[list[int]] | None:
+        """The places of all slots, gathered from the ranks."""
+        places = self._position.places
+        if places is None:
+            return None
+        if self._data_rank()[1] == 1:
+            return places.tolist()
+        strategy = self.trainer.strategy
+        mine = np.concatenate([np.array(self._slots())[:, None], places], axis=1)
+        # [ranks, b, 1 + w]; ranks that read the same rows say the same.
+        found = strategy.all_gather(torch.from_numpy(mine).to(strategy.root_device))
+        by_slot = {row[0]: row[1:] for row in found.flatten(0, 1).tolist()}
+        return [by_slot[slot] for slot in range(self.batch_size)]
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share for a cursor to mean the same sample, by setting."""
-        return {
+        identity = {
             "source.fingerprint": self.source.fingerprint,
             "tokenizer.fingerprint": self.tokenizer.fingerprint,
             "seq_len": self.seq_len,
             "reset_documents": self.reset_documents,
             "shuffle": self.shuffle,
             "seed": self.seed,
+            "cutting": self.cutting,
+            "streaming": self.streaming,
         }
+        self.setup()
+        if not self._train:
+            identity |= {"batch_size": self.batch_size}
+        return identity
 
     def _data_rank(self) -> tuple[int, int]:
         """This process' rank among the data-parallel ones and their number, 0 and 1 if alone."""
         of_strategy = getattr(self.trainer, "distributed_sampler_kwargs", None)
         return (of_strategy["rank"], of_strategy["num_replicas"]) if of_strategy else (0, 1)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens < self.seq_len:
+            raise ValueError(
+                f"data.seq_len={self.seq_len}: longer than the training documents, which have"
+                f" {num_tokens} tokens; set data.seq_len={num_tokens} or less, or give more text"
+            )
 
     def _check_shared(self, setting: str) -> None:
         """ValueError if the ranks cannot share a batch's rows equally."""
@@ -219,64 +327,21 @@ class TextDataModule(LightningDataModule):
             )
 
 
-@dataclass
-class Position:
-    """The cursor, shared between the data module and its stream."""
-
-    cursor: int = 0
+def _streamed(parts: list[Part]) -> bool:
+    return any(part.store is None for part in parts)
 
 
-@dataclass(eq=False)
-class TrainBatches(IterableDataset):
-    """Endless batches of the global order from `position` on, those of one rank."""
-
-    rows: PackedRows
-    position: Position
-    batch_size: int
-    seed: int
-    shuffle: bool
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        w, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        # DataLoader asks its workers in turn: each giving every workers-th batch keeps the order.
-        return self._batches(self.position.cursor + w * self.batch_size, workers)
-
-    def _batches(self, first: int, workers: int) -> Iterator[Batch]:
-        while True:
-            samples = range(first + self.rank, first + self.batch_size, self.world)
-            rows = [row_at(i, len(self.rows), self.seed, self.shuffle)[1] for i in samples]
-            yield _batch([self.rows[row] for row in rows], first + self.batch_size)
-            first += workers * self.batch_size
+def _counts(stores: list[Any]) -> dict[str, int]:
+    return {
+        name: sum(getattr(store, f"num_{name}") for store in stores)
+        for name in ("documents", "bytes", "tokens")
+    }
 
 
-@dataclass(eq=False)
-class ValBatches(Dataset):
-    """One rank's rows in order, once; every rank has as many batches, of the same shape."""
-
-    rows: PackedRows
-    batch_size: int
-    rank: int
-    world: int
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def __getitem__(self, i: int) -> Batch:
-        if not 0 <= i < len(self):
-            raise IndexError(f"batch {i} is not in range({len(self)})")
-        end = (i + 1) * self.batch_size
-        samples = range(i * self.batch_size + self.rank, end, self.world)
-        ignored = self.rows.ignored_row()
-        return _batch([self.rows[j] if j < len(self.rows) else ignored for j in samples], end)
-
-
-def _batch(rows: list[Row], cursor: int) -> Batch:
-    # Each [b, L]
-    tokens, targets, resets = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-    return {"tokens": tokens, "targets": targets, "resets": resets, "cursor": torch.tensor(cursor)}
+def _row_counts(rows: list[PackedRows]) -> dict[str, int | float]:
+    count = sum(map(len, rows))
+    real = sum(part.store.num_tokens for part in rows)
+    return {"rows": count, "utilisation": real / max(1, sum(len(p) * p.seq_len for p in rows))}
 
 
 def _whole(name: str, value: int, minimum: int) -> int:

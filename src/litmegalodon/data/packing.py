@@ -1,7 +1,7 @@
 """Documents end to end, cut into rows; nothing is cropped, dropped or predicted twice.
 
     stream   BOS a b c EOS BOS d EOS | after the last document: padding (EOS, ignored)
-    target    a  b c EOS -    d EOS -      -: ignored, BOS is never predicted
+    target    a  b c EOS -    d EOS -      -: ignored, BOS and prompts are never predicted
 
 Row i is the tokens i L to (i+1) L - 1; a long document continues in the next row, and the target of
 a row's last position is the token that opens the next one.
@@ -13,71 +13,91 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from litmegalodon.data.documents import Document
-from litmegalodon.data.tokenizer import Tokenizer
+from litmegalodon.data.store import IGNORED, TokenStore
 
-IGNORED = -100
+CUTTINGS = ("packed", "lanes")
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class PackedRows(Sequence[Row]):
-    """Rows `(tokens int64 [L], targets int64 [L], resets bool [L])` of documents in given order.
+    """Rows `(tokens int64 [L], targets int64 [L], resets bool [L])` of a store's documents.
 
     `resets` is True at a document's first token and where the last row's padding begins; it is
     False everywhere with `reset_documents=False`, as in the released reference.
-    `num_bytes` counts the documents' text, `num_tokens` adds their boundary tokens, `num_targets`
-    are the positions that are predicted.
     """
 
     def __init__(
-        self,
-        documents: Sequence[Document],
-        tokenizer: Tokenizer,
-        seq_len: int,
-        reset_documents: bool = True,
+        self, store: TokenStore, seq_len: int, eos_id: int, reset_documents: bool = True
     ) -> None:
-        self.seq_len = seq_len
+        self.store = store
+        self.seq_len, self.eos_id = seq_len, eos_id
         self.reset_documents = reset_documents
-        self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-        parts = [np.empty(0, dtype)]
-        for document in documents:
-            ids = tokenizer.encode(document.text)
-            parts.append(np.concatenate([[self.bos_id], ids, [self.eos_id]]).astype(dtype))
-        # [N]
-        self.tokens = np.concatenate(parts)
-        self.num_documents = len(documents)
-        self.num_bytes = sum(len(document.text) for document in documents)
-        self.num_tokens = len(self.tokens)
-        self.num_targets = self.num_tokens - self.num_documents
 
     @property
     def utilisation(self) -> float:
         """Share of all positions that hold a token of a document, 0 to 1."""
-        return self.num_tokens / max(1, len(self) * self.seq_len)
+        return self.store.num_tokens / max(1, len(self) * self.seq_len)
+
+    def padding(self, i: int) -> int:
+        """Positions of row `i` that hold no token of a document."""
+        return max(0, (i + 1) * self.seq_len - self.store.num_tokens)
 
     def __len__(self) -> int:
-        return -(-self.num_tokens // self.seq_len)
+        return -(-self.store.num_tokens // self.seq_len)
 
     def __getitem__(self, i: int) -> Row:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} is not in range({len(self)})")
-        tokens, targets, resets = self.ignored_row()
+        store, first = self.store, i * self.seq_len
         # One token more than the row: the last target.
-        span = self.tokens[i * self.seq_len : (i + 1) * self.seq_len + 1].astype(np.int64)
+        stop = min(first + self.seq_len + 1, store.num_tokens)
+        span = store.tokens(first, stop)
         real = min(len(span), self.seq_len)
+        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
         tokens[:real] = span[:real]
-        targets[: len(span) - 1] = np.where(span[1:] == self.bos_id, IGNORED, span[1:])
+        targets[: len(span) - 1] = span[1:]
+        document = store.document_of(first)
+        while (start := store.start(document)) < stop:
+            # Position p predicts token p + 1; tokens of the prompt are not predicted.
+            unpredicted = start + store.prompt(document)
+            targets[max(0, start - 1 - first) : max(0, unpredicted - 1 - first)] = IGNORED
+            if self.reset_documents and first <= start < first + real:
+                resets[start - first] = True
+            document += 1
+            if document == store.num_documents:
+                break
         if self.reset_documents:
-            resets[:real] = span[:real] == self.bos_id
             resets[real : real + 1] = True
         return tokens, targets, resets
 
     def ignored_row(self) -> Row:
         """A row of padding, for a rank that has no row left: nothing in it is predicted."""
-        tokens = np.full(self.seq_len, self.eos_id, dtype=np.int64)
-        targets = np.full(self.seq_len, IGNORED, dtype=np.int64)
-        resets = np.zeros(self.seq_len, dtype=bool)
+        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
         resets[0] = self.reset_documents
         return tokens, targets, resets
+
+
+def empty_row(seq_len: int, eos_id: int) -> Row:
+    """A row of padding without a reset: EOS, and nothing to predict."""
+    return (
+        np.full(seq_len, eos_id, dtype=np.int64),
+        np.full(seq_len, IGNORED, dtype=np.int64),
+        np.zeros(seq_len, dtype=bool),
+    )
+
+
+def check_cutting(cutting: str, seq_len: int, chunk_size: int | None) -> None:
+    """ValueError where data.cutting is unknown, or rows of lanes are not whole chunks."""
+    if cutting not in CUTTINGS:
+        raise ValueError(f"data.cutting={cutting}: must be {' or '.join(CUTTINGS)}")
+    if cutting == "packed":
+        return
+    if chunk_size is None:
+        raise ValueError("data.chunk_size=null: lanes need the model's; set it")
+    if seq_len % chunk_size:
+        nearest = max(1, round(seq_len / chunk_size)) * chunk_size
+        raise ValueError(
+            f"data.seq_len={seq_len}: rows of lanes are whole chunks of"
+            f" model.config.chunk_size={chunk_size}; set data.seq_len={nearest}"
+        )

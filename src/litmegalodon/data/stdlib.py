@@ -7,7 +7,7 @@ import sysconfig
 from functools import cached_property
 from pathlib import Path
 
-from litmegalodon.data.documents import Document, corpus_fingerprint
+from litmegalodon.data.documents import Document, ListShard, corpus_fingerprint
 
 # Installed packages are not the standard library and caches hold no source: not even counted.
 _FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -54,8 +54,12 @@ class StdlibSource:
         self.max_validation_document = max_validation_document
         self.root = root
 
-    def documents(self) -> dict[str, list[Document]]:
-        return self._splits
+    def shards(self, split: str) -> list[ListShard]:
+        return [ListShard(split, self._splits[split])]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(document.text) for document in self._read[0])
 
     @cached_property
     def fingerprint(self) -> str:

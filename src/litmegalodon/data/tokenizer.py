@@ -1,13 +1,17 @@
 """Text to token ids and back.
 
-A tokenizer never adds the boundary tokens itself: packing opens every document with `bos_id` and
-closes it with `eos_id`.
+A tokenizer never adds the boundary tokens itself: a document is opened with `bos_id` and closed
+with `eos_id` where it is cut into rows. A long text is tokenised piece by piece, so that a document
+of any length takes the memory of one piece; the pieces are a function of the text alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
+
+# Bytes of a piece: far above what a word spans, far below what a machine minds.
+PIECE = 1 << 20
 
 
 class Tokenizer(Protocol):
@@ -21,14 +25,41 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """Equal for two tokenizers exactly when they give the same ids for every text."""
 
-    def encode(self, text: bytes | str) -> np.ndarray:
-        """Token ids of `text`, int64 [n], without boundary tokens."""
+    def encode(self, text: bytes | memoryview | str) -> np.ndarray:
+        """Token ids of `text`, int64 [n], without boundary tokens: those of its pieces, joined."""
+
+    def encode_piece(self, piece: bytes | memoryview, first: bool) -> np.ndarray:
+        """Token ids of one of `pieces(text)`, int64 [n]; `first` says that it opens the text."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without the boundary tokens; bytes that are no UTF-8 become U+FFFD."""
 
     def bytes_of(self, ids: Iterable[int]) -> bytes:
         """Bytes of `ids` without the boundary tokens."""
+
+
+def pieces(text: bytes | memoryview, size: int = PIECE) -> Iterator[bytes]:
+    """`text` in pieces of at most `size` bytes, none for an empty text.
+
+    A piece ends before a line's end where there is one in its second half, else before a space,
+    else between two characters.
+    """
+    start, length = 0, len(text)
+    while length - start > size:
+        window = bytes(text[start : start + size + 1])
+        for separator in (b"\n", b" "):
+            cut = window.rfind(separator, size // 2)
+            if cut > 0:
+                break
+        else:
+            cut = size
+            # Bytes 10xxxxxx continue a character of at most four.
+            while cut > max(1, size - 3) and window[cut] & 0xC0 == 0x80:
+                cut -= 1
+        yield window[:cut]
+        start += cut
+    if start < length:
+        yield bytes(text[start:])
 
 
 class ByteTokenizer:
@@ -39,9 +70,11 @@ class ByteTokenizer:
     vocab_size = 258
     fingerprint = "bytes-bos256-eos257"
 
-    def encode(self, text: bytes | str) -> np.ndarray:
-        data = text.encode() if isinstance(text, str) else text
-        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+    def encode(self, text: bytes | memoryview | str) -> np.ndarray:
+        return self.encode_piece(text.encode() if isinstance(text, str) else text, first=True)
+
+    def encode_piece(self, piece: bytes | memoryview, first: bool) -> np.ndarray:
+        return np.frombuffer(piece, dtype=np.uint8).astype(np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.bytes_of(ids).decode("utf-8", errors="replace")

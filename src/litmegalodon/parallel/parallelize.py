@@ -1,7 +1,9 @@
 """Sharding, applied to a model from outside: the model itself knows of one process only."""
 
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from litmegalodon.models.megalodon import Megalodon
 from litmegalodon.parallel.mesh import Degrees
@@ -28,3 +30,10 @@ def parallelize(model: Megalodon, mesh: DeviceMesh) -> Megalodon:
     fully_shard(model, mesh=shards)
     register_fsdp_forward_method(model, "loss")
     return model
+
+
+def shard_rows(value: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A tensor of all rows from those of this process, over a mesh of `build_mesh`: processes that
+    share rows have the same ones, the others a share of them in order.
+    """
+    return DTensor.from_local(value, mesh, [Shard(0), Shard(0), Replicate()], run_check=False)

@@ -78,8 +78,12 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         if self._chunk_group.size == 1:
             return batch, None
         span = Span(self._chunk_group, batch["resets"])
-        along_rows = ("tokens", "targets", "resets")
-        return batch | {name: span.part(batch[name]) for name in along_rows}, span
+        parts = {name: span.part(batch[name]) for name in ("tokens", "targets", "resets")}
+        # Counts over whole rows, which are summed over all processes: one of a group tells them.
+        told = {name: batch[name] for name in ("padding", "left_out") if name in batch}
+        if span.rank > 0:
+            told = {name: torch.zeros_like(count) for name, count in told.items()}
+        return batch | parts | told, span
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

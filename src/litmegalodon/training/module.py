@@ -17,12 +17,16 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from litmegalodon.data.datamodule import Batch
+from litmegalodon.data.slots import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
-from litmegalodon.parallel.parallelize import parallelize
+from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.parallel.strategy import check_same_model, damaged_is_refused, read_meta
+from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
+
+# What the network's tensors are named after in a checkpoint.
+MODEL = "model."
 
 
 class MegalodonModule(lightning.LightningModule):
@@ -30,8 +34,10 @@ class MegalodonModule(lightning.LightningModule):
 
     A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
     micro-batch. Logged after each optimizer step: train/loss, train/grad_norm (before clipping),
-    train/lr, tokens (trained on so far, all ranks), tokens_per_second; at a validation: val/loss,
-    val/bpb, val/ppl.
+    train/lr, tokens (trained on so far, all ranks), tokens_per_second, data/utilisation (share of
+    positions that hold a token of a document), data/left_out (places of the source that gave no
+    document, where it is read as it comes); at a validation: val/loss,
+    val/bpb, val/ppl. Lanes carry the model's state from batch to batch, its gradient cut there.
 
     Args:
         config: the network's sizes.
@@ -67,7 +73,9 @@ class MegalodonModule(lightning.LightningModule):
         for block in self.model.layers:
             block.activation_checkpointing = activation_checkpointing
         self.val_loss = TokenLoss()
-        # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens.
+        self.lanes: LaneMemory | None = None
+        # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens,
+        # padding.
         self._step_sums: Tensor | None = None
         self._last_batch: Batch | None = None
         # Tokens trained on, over all ranks: in the steps made, and in the one being made.
@@ -86,6 +94,13 @@ class MegalodonModule(lightning.LightningModule):
         device = self.device if self._trainer is None else self.trainer.strategy.root_device
         self.model.to_empty(device=device)
         self.model.initialise(self.seed)
+        data = None if self._trainer is None else self.trainer.datamodule
+        if getattr(data, "carries_state", False) and self.trainer.state.fn == TrainerFn.FITTING:
+            share = self.trainer.strategy.distributed_sampler_kwargs["num_replicas"]
+            rows = data.batch_size // share
+            self.lanes = LaneMemory(
+                self.config, rows, device, lambda value: shard_rows(value, self.device_mesh)
+            )
         if self.init_from is not None:
             self._load_weights(self.init_from)
 
@@ -109,10 +124,14 @@ class MegalodonModule(lightning.LightningModule):
         # restore.
         torch.manual_seed(_key(self.seed, int(batch["cursor"]), self.global_rank))
         batch, span = self.trainer.strategy.share(batch)
-        nll, valid, _ = self.model.loss(
-            batch["tokens"], batch["targets"], resets=batch["resets"], span=span
+        state = None if self.lanes is None else self.lanes.state()
+        nll, valid, state = self.model.loss(
+            batch["tokens"], batch["targets"], state, resets=batch["resets"], span=span
         )
-        sums = torch.stack([nll.detach().double(), valid.double()])
+        if self.lanes is not None:
+            self.lanes.keep(state)
+        padding = batch["padding"].to(nll.device)
+        sums = torch.stack([nll.detach().double(), valid.double(), padding.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
         self._last_batch = batch
         self._step_tokens += batch["tokens"].numel() * self.trainer.world_size
@@ -126,7 +145,7 @@ class MegalodonModule(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         read = int(self._last_batch["cursor"])
         if (data := self.trainer.datamodule) is not None:
-            data.trained(read)
+            data.trained(read, self._last_batch.get("places"))
         before, self._clock = self._clock, time.perf_counter()
         self.log("tokens_per_second", self._step_tokens / (self._clock - before))
         self._tokens += self._step_tokens
@@ -151,7 +170,8 @@ class MegalodonModule(lightning.LightningModule):
             raise ValueError(
                 f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
             )
-        nll, valid = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").tolist()
+        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+        nll, valid, padding = sums.tolist()
         self._step_sums = None
         # FSDP has averaged over the ranks and Lightning over the micro-batches.
         averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -165,6 +185,10 @@ class MegalodonModule(lightning.LightningModule):
         torch._foreach_mul_(shards, scale)
         self.log("train/loss", nll / max(valid, 1), prog_bar=True)
         self.log("train/grad_norm", norm)
+        self.log("data/utilisation", 1.0 - padding / self._step_tokens)
+        if (left_out := self._last_batch.get("left_out")) is not None:
+            left_out = left_out.to(norm.device, torch.float64)
+            self.log("data/left_out", self.trainer.strategy.reduce(left_out, reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         batch, span = self.trainer.strategy.share(batch)
@@ -238,10 +262,14 @@ class MegalodonModule(lightning.LightningModule):
         setting = f"init_from={path}"
         meta = read_meta(path, setting)
         check_same_model(self.hparams["config"], meta["hyper_parameters"]["config"], setting)
-        weights = {"state_dict": get_model_state_dict(self)}
+        # Not what the other run remembered of its lanes.
+        ours = get_model_state_dict(self)
+        weights = {"state_dict": {n: ours[n] for n in ours if n.startswith(MODEL)}}
         with damaged_is_refused(setting):
             dcp.load(weights, checkpoint_id=Path(path))
-        self.load_state_dict(weights["state_dict"])
+        self.model.load_state_dict(
+            {name.removeprefix(MODEL): value for name, value in weights["state_dict"].items()}
+        )
 
 
 def _key(*numbers: int) -> int:

@@ -97,10 +97,18 @@ def print_config(cfg: DictConfig, folder: Path) -> None:
 
 def describe_data(summary: Mapping[str, Any]) -> str:
     """A line on what is read, from a data module's summary."""
+    size = summary.get("train_bytes")
+    text = "text of unknown size" if size is None else f"{size / 1e6:.2f} MB"
+    train = ""
+    if "train_documents" in summary:
+        train = f" {summary['train_documents']:,} documents, {text} to train on;"
+    elif "train_shards" in summary:
+        train = f" {summary['train_shards']:,} shards, {text} in all, to train on as it is read;"
+    left_out = summary["left_out_places"]
     return (
-        f"data: {summary['train_documents']:,} documents, {summary['train_bytes'] / 1e6:.2f} MB"
-        f" to train on; {summary['val_documents']:,} documents, {summary['val_bytes'] / 1e6:.2f} MB"
-        f" held out; fingerprint {summary['fingerprint']}"
+        f"data:{train} {summary['val_documents']:,} documents,"
+        f" {summary['val_bytes'] / 1e6:.2f} MB held out; fingerprint {summary['fingerprint']}"
+        + (f"; {left_out:,} places left out" if left_out else "")
     )
 
 

@@ -12,6 +12,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon.data.packing import CUTTINGS, check_cutting
+from litmegalodon.data.store import OnError
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.errors import cause
@@ -44,6 +46,7 @@ MAY_BE_NULL = {
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
+    "data.in_memory_limit": (0, math.inf, False),
     "model.optimizer.lr": (0, math.inf, False),
     "model.optimizer.eps": (0, math.inf, False),
     "model.optimizer.weight_decay": (0, math.inf, True),
@@ -52,6 +55,8 @@ NUMBERS = {
     "trainer.gradient_clip_val": (0, math.inf, False),
 }
 CHOICES = {
+    "data.cutting": CUTTINGS,
+    "data.on_error": OnError.CHOICES,
     "model.impl": ("auto", "reference", "torch", "triton"),
     "model.optimizer.decay": ("all", "matrices"),
     "model.scheduler.kind": ("cosine", "linear", "constant"),
@@ -75,6 +80,7 @@ FLAGS = (
     "model.activation_checkpointing",
     "data.shuffle",
     "data.reset_documents",
+    "data.streaming",
     "extras.ignore_warnings",
     "extras.enforce_tags",
     "extras.print_config",
@@ -95,6 +101,7 @@ def check_settings(cfg: DictConfig) -> None:
         _check(cfg, name, OmegaConf.is_dict, rule)
     OmegaConf.resolve(cfg)
     check_values(cfg)
+    check_data(cfg)
     check_model(cfg)
     check_schedule(cfg)
     check_processes(cfg)
@@ -128,6 +135,13 @@ def check_values(cfg: DictConfig) -> None:
         lambda value: value == -1,
         "training is counted in steps, set trainer.max_steps instead",
     )
+
+
+def check_data(cfg: DictConfig) -> None:
+    """Rows of lanes are whole chunks."""
+    data = cfg.data
+    cutting = data.get("cutting", "packed")
+    check_cutting(cutting, data.seq_len, cfg.model.config.chunk_size)
 
 
 def check_model(cfg: DictConfig) -> None:
