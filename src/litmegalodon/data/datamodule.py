@@ -23,6 +23,7 @@ from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
 from litmegalodon.data.tokenizer import Tokenizer
+from litmegalodon.data.whole import WholeDocuments
 
 
 class TextDataModule(LightningDataModule):
@@ -177,6 +178,11 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """The held-out rows of `val_dataloader`."""
         return self.val_dataloader()
+
+    def whole_documents(self, max_tokens: int | None = None) -> WholeDocuments:
+        """The held-out documents one by one, of each the first `max_tokens` at most."""
+        self.setup("validate")
+        return WholeDocuments(self._held_out.stores, self._data_rank, max_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""
