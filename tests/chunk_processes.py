@@ -62,9 +62,9 @@ def rows(seed: int, length: int = LENGTH) -> dict[str, torch.Tensor]:
 
 
 class HardRows(LightningDataModule):
-    """The same rows whatever the number of processes."""
+    """The same rows whatever the number of processes; each batch goes on from the one before."""
 
-    seq_len, val_bytes, val_targets, carries_state = LENGTH, 1, 1, False
+    seq_len, batch_size, val_bytes, val_targets, carries_state = LENGTH, ROWS, 1, 1, True
 
     def batches(self, seeds) -> DataLoader:
         kwargs = self.trainer.distributed_sampler_kwargs
