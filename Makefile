@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval bench kernels test test-slow test-all lint format clean
+.PHONY: help setup train eval data bench kernels test test-slow test-all lint format clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -36,6 +36,9 @@ train: $(STAMP) ## Train: the experiment `tiny`, or EXP=name; ARGS="trainer.max_
 
 eval: $(STAMP) ## Validate a checkpoint: the newest one, or CKPT=path
 	$(BIN)/python src/eval.py ckpt_path=$(or $(CKPT),last) $(ARGS)
+
+data: $(STAMP) ## Look at data before training on it; ARGS="data=files data.source.paths=[corpus]"
+	$(BIN)/python scripts/show_data.py $(if $(EXP),experiment=$(EXP)) $(ARGS)
 
 bench: $(STAMP) ## Time a training step and the operators on the CPU; ARGS="--only memory"
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

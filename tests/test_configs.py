@@ -27,6 +27,12 @@ EXTRAS = {
     "logger/mlflow.yaml": "mlflow",
 }
 
+# What has to be given on the command line, by the config that needs it.
+NEEDED = {
+    "data/files.yaml": ["data.source.paths=[README.md,docs]"],
+    "data/hub.yaml": ["data.source.path=json", "data.source.data_files=corpus.jsonl"],
+}
+
 
 def make_all(cfg: DictConfig) -> tuple[LightningDataModule, LightningModule, Trainer]:
     check_settings(cfg)
@@ -43,7 +49,8 @@ def test_every_config_composes_and_makes_what_it_describes(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    cfg = composed(f"{path.parent}={path.stem}", folder=tmp_path)
+    needed = NEEDED.get(str(path), [])
+    cfg = composed(f"{path.parent}={path.stem}", *needed, folder=tmp_path)
     missing = EXTRAS.get(str(path))
     if missing and importlib.util.find_spec(missing) is None:
         with pytest.raises(ValueError, match=rf"logger\.{missing}: .*{missing}"):
@@ -58,6 +65,14 @@ def test_every_config_composes_and_makes_what_it_describes(
         assert trainer.max_steps == (
             1 if cfg.trainer.get("fast_dev_run") else cfg.trainer.max_steps
         )
+
+
+@pytest.mark.parametrize("path", NEEDED)
+def test_a_setting_that_has_to_be_given_is_asked_for(path: str, tmp_path: Path) -> None:
+    setting = NEEDED[path][0].partition("=")[0]
+    group, name = path.removesuffix(".yaml").split("/")
+    with pytest.raises(ValueError, match=rf"^{re.escape(setting)}=null: must name .*{setting}="):
+        check_settings(composed(f"{group}={name}", folder=tmp_path))
 
 
 def test_the_evaluation_config_composes_and_makes_what_it_describes(tmp_path: Path) -> None:
@@ -116,7 +131,7 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
 
 
 # Experiments, debug modes and variants of the trainer hold differences from what is explained here.
-SETTINGS_FILES = [CONFIGS / "train.yaml", CONFIGS / "eval.yaml"] + [
+SETTINGS_FILES = [*CONFIGS.glob("*.yaml")] + [
     CONFIGS / path
     for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("data/*/*.yaml"))]
     if path.parent.name not in ("experiment", "debug", "hydra")
