@@ -288,6 +288,19 @@ def carried(group: ChunkGroup) -> dict:
     return results
 
 
+def compiled(group: ChunkGroup) -> dict:
+    """Gradients of a block that torch.compile has followed, and of one that it has not."""
+    results = {}
+    for name in ("plain", "compiled"):
+        model = hard_model(hard_config(num_layers=1)).train()
+        if name == "compiled":
+            # What matters is what is followed, not what is made of it.
+            model.layers[0].compile(backend="eager")
+        Row(group, rows(0)).loss(model)[0].backward()
+        results[name] = {n: p.grad for n, p in model.named_parameters()}
+    return results
+
+
 def delayed(mesh, group: ChunkGroup) -> dict[str, float]:
     """Seconds of a step of eight layers, the shortest of two, without and with a delay of 2 s in
     the first layer of one process.
@@ -317,6 +330,8 @@ def work(rank: int, world: int, folder: Path) -> None:
     for name, degrees in MESHES[world].items():
         for dtype, steps in ((torch.float64, STEPS), (torch.float32, 1)):
             results[name, dtype] = trained(degrees, dtype, steps)
+    if world == 2:
+        results["compiled"] = compiled(ChunkGroup(build_mesh("cpu", Degrees(1, 1, 2))["chunk"]))
     if world == 4:
         mesh = build_mesh("cpu", Degrees(1, 1, 4))
         group = ChunkGroup(mesh["chunk"])

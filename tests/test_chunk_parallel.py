@@ -78,6 +78,12 @@ def test_a_block_computed_again_gives_the_same_gradients_bit_for_bit(results):
         assert torch.equal(again[name], value), name
 
 
+def test_a_compiled_block_gives_the_same_gradients(results):
+    plain, compiled = (results[2]["compiled"][name] for name in ("plain", "compiled"))
+    for name, value in plain.items():
+        assert_equal(compiled[name], value, 1e-10, name)
+
+
 def test_messages_have_the_size_of_the_states_however_long_the_rows(results):
     config, batch = hard_config(), len(RESETS)
     statistics = batch * config.norm_num_groups * 2 * 4
