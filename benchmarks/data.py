@@ -99,7 +99,7 @@ def _waiting(source) -> Iterator[Figure]:
         waited = 0.0
         began = time.perf_counter()
         for _ in range(200):
-            waited += seconds_of(lambda: next(batches))
+            waited += seconds_of(batches.__next__)
             time.sleep(step)
         share = 100 * waited / (time.perf_counter() - began)
         yield Figure(name, share, "%", must=2)

@@ -118,6 +118,8 @@ def datamodule(
     module = TextDataModule(source, ByteTokenizer(), **settings)
     module.trainer = SimpleNamespace(
         distributed_sampler_kwargs={"rank": rank, "num_replicas": world} if world > 1 else None,
+        global_rank=rank,
+        world_size=world,
         overfit_batches=0,
         state=SimpleNamespace(fn="fit"),
     )

@@ -180,9 +180,14 @@ class TextDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def whole_documents(self, max_tokens: int | None = None) -> WholeDocuments:
-        """The held-out documents one by one, of each the first `max_tokens` at most."""
+        """The held-out documents one by one, of each the first `max_tokens` at most; each process
+        reads some of its own, also where several share their rows otherwise.
+        """
         self.setup("validate")
-        return WholeDocuments(self._held_out.stores, self._data_rank, max_tokens)
+        trainer = self.trainer
+        return WholeDocuments(
+            self._held_out.stores, lambda: (trainer.global_rank, trainer.world_size), max_tokens
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from litmegalodon.data.slots import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
-from litmegalodon.parallel import parallelize, shard_rows
+from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.parallel.strategy import check_same_model, damaged_is_refused, read_meta
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
@@ -125,9 +125,10 @@ class MegalodonModule(lightning.LightningModule):
         # Dropout is a function of the seed, the place in the data and the rank: no random state to
         # restore.
         torch.manual_seed(_key(self.seed, int(batch["cursor"]), self.global_rank))
+        batch, span = self.trainer.strategy.share(batch)
         state = None if self.lanes is None else self.lanes.state()
         nll, valid, state = self.model.loss(
-            batch["tokens"], batch["targets"], state, resets=batch["resets"]
+            batch["tokens"], batch["targets"], state, resets=batch["resets"], span=span
         )
         if self.lanes is not None:
             self.lanes.keep(state)
@@ -192,7 +193,10 @@ class MegalodonModule(lightning.LightningModule):
             self.log("data/left_out", self.trainer.strategy.reduce(left_out, reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
+        batch, span = self.trainer.strategy.share(batch)
+        nll, valid, _ = self.model.loss(
+            batch["tokens"], batch["targets"], resets=batch["resets"], span=span
+        )
         self.val_loss.update(nll, valid)
 
     def on_validation_epoch_end(self) -> None:

@@ -14,9 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.data.packing import CUTTINGS, check_cutting
 from litmegalodon.data.store import OnError
+from litmegalodon.parallel.mesh import resolve
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.errors import cause
 
+# Arguments of `litmegalodon.parallel.mesh.resolve`, in its order.
+DEGREES = ("replicate_size", "data_parallel_size", "chunk_parallel_size")
 WHOLE_NUMBERS_AT_LEAST = {
     "data.seq_len": 1,
     "data.batch_size": 1,
@@ -38,6 +41,7 @@ WHOLE_NUMBERS_AT_LEAST = {
     "vocab_size": 1,
     "max_bytes": 1,
     "max_held_out_bytes": 1,
+    **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
     "data.val_seq_len",
@@ -181,8 +185,8 @@ def check_processes(cfg: DictConfig) -> None:
             f"trainer.devices={devices}: must be a whole number, at least 1, a list of GPUs"
             " as [0,2], or auto"
         )
-    if is_list or devices != "auto":
-        check_batches(cfg, (len(devices) if is_list else devices) * nodes)
+    if is_list or devices not in ("auto", -1):
+        check_batches(cfg, check_mesh(cfg, (len(devices) if is_list else devices) * nodes))
     alone = (devices == 1 or (is_list and len(devices) == 1)) and nodes == 1
     if not HydraConfig.initialized():
         return
@@ -201,15 +205,26 @@ def check_processes(cfg: DictConfig) -> None:
         )
 
 
-def check_batches(cfg: DictConfig, processes: int) -> None:
-    """Batches divide by the processes, before any process starts; the data module checks again."""
+def check_mesh(cfg: DictConfig, processes: int) -> int:
+    """How the processes share rows and parameters; returns how many groups read their own rows."""
+    degrees = [cfg.trainer.strategy.get(name) for name in DEGREES]
+    if None in degrees:
+        # A strategy of the user's own, whose processes all read their own rows.
+        return processes
+    names = ("seq_len", "val_seq_len")
+    lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
+    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths).readers
+
+
+def check_batches(cfg: DictConfig, readers: int) -> None:
+    """Batches divide by who reads them, before any process starts; the data module checks again."""
     for name in ("data.batch_size", "data.val_batch_size"):
         size = OmegaConf.select(cfg, name)
-        if processes > 1 and size and size % processes:
-            nearest = max(1, round(size / processes)) * processes
+        if readers > 1 and size and size % readers:
+            nearest = max(1, round(size / readers)) * readers
             raise ValueError(
-                f"{name}={size}: counts rows over all {processes} processes and must divide by"
-                f" them; set {name}={nearest}"
+                f"{name}={size}: counts rows over all {readers} data-parallel processes and must "
+                f"divide by them; set {name}={nearest}"
             )
 
 
