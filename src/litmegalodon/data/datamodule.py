@@ -122,6 +122,8 @@ class TextDataModule(LightningDataModule):
         self._check_shared("val_batch_size")
         if self._parts is None and stage in (None, "fit"):
             parts = self._opening.train(self.source, self.streaming)
+            if self.streaming and not _streamed(parts):
+                rank_zero_info("data.streaming=true: has no effect, a prepared corpus is mapped")
             if not self.carries_state and not _streamed(parts):
                 self._train = [self._packed(part.store, self.seq_len) for part in parts]
                 for rows in self._train:
