@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from litmegalodon.data import ByteTokenizer
+from litmegalodon.data import ByteTokenizer, SentencePieceTokenizer
 from litmegalodon.inference import continue_text, sample_next
 from litmegalodon.models import Megalodon, MegalodonConfig
+from tokenizer_helpers import train
 
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
 
@@ -110,8 +111,9 @@ def test_logits_that_are_no_numbers_are_refused():
 class Scripted(nn.Module):
     """Says the tokens of a script one after the other, and notes what it is given."""
 
-    def __init__(self, script, vocab_size=264):
+    def __init__(self, script, vocab_size=264, bos_id=BOS, outside=(258, 263)):
         super().__init__()
+        self.bos_id, self.outside = bos_id, outside
         self.anchor = nn.Parameter(torch.zeros(()))
         self.script, self.vocab_size, self.calls = script, vocab_size, []
 
@@ -120,7 +122,7 @@ class Scripted(nn.Module):
         said = len(self.calls) - 1
         logits = torch.zeros(1, tokens.shape[1], self.vocab_size)
         # Outside the vocabulary, and BOS: likelier than everything.
-        logits[..., [BOS, 258, 263]] = 100.0
+        logits[..., [self.bos_id, *self.outside]] = 100.0
         logits[:, -1, self.script[said]] = 50.0
         return logits, said
 
@@ -154,6 +156,14 @@ def test_all_processes_continue_with_the_token_they_agree_on():
     )
     assert text == b"yz"
     assert [tokens for tokens, *_ in model.calls[1:]] == [[[*b"y"]], [[*b"z"]]]
+
+
+def test_a_continuation_keeps_its_first_space(tmp_path):
+    tokenizer = SentencePieceTokenizer(str(train(tmp_path / "a.model")))
+    script = tokenizer.encode("the dog").tolist()
+    model = Scripted(script, tokenizer.vocab_size, tokenizer.bos_id, ())
+    said = continue_text(model, tokenizer, b"the", len(script), temperature=0)
+    assert said == b" the dog"
 
 
 def test_no_tokens_wanted_is_no_text():

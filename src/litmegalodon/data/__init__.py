@@ -22,6 +22,7 @@ from litmegalodon.data.documents import (
 from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.order import permute, row_at
 from litmegalodon.data.packing import PackedRows
+from litmegalodon.data.sentencepiece import SentencePieceTokenizer
 from litmegalodon.data.stdlib import StdlibSource
 from litmegalodon.data.store import IGNORED, MemoryStore, TokenStore
 from litmegalodon.data.tokenizer import ByteTokenizer, Tokenizer
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from litmegalodon.data.datamodule import TextDataModule
     from litmegalodon.data.files import FilesSource
     from litmegalodon.data.hub import HubSource
+    from litmegalodon.data.prepared import PreparedCorpus
     from litmegalodon.data.synthetic import SyntheticSource
 
 # Loaded when first asked for: torch, or Arrow and what is read by it.
 _LAZY = {
     "FilesSource": "files",
     "HubSource": "hub",
+    "PreparedCorpus": "prepared",
     "SyntheticSource": "synthetic",
     "TextDataModule": "datamodule",
 }
@@ -52,6 +55,8 @@ __all__ = [
     "MemoryStore",
     "MixtureSource",
     "PackedRows",
+    "PreparedCorpus",
+    "SentencePieceTokenizer",
     "Shard",
     "Source",
     "StdlibSource",

@@ -98,7 +98,9 @@ def continue_text(
             tokens = torch.tensor([[token]], device=device)
     finally:
         model.train(was_training)
-    return tokenizer.bytes_of(new_ids)
+    # A tokenizer may take a space off a text's first token, which is not the first of these.
+    before = len(tokenizer.bytes_of(prompt_ids))
+    return tokenizer.bytes_of([*prompt_ids, *new_ids])[before:]
 
 
 def _allowed(logits: Tensor, tokenizer: Any) -> Tensor:

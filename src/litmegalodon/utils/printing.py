@@ -47,7 +47,7 @@ def opening(cfg: DictConfig) -> None:
         say_where_the_schedule_ends(cfg)
     if cfg.get("init_from"):
         say(f"weights from: {short_path(Path(cfg.init_from))}")
-    if cfg.ckpt_path:
+    if cfg.get("ckpt_path"):
         checkpoint = Path(cfg.ckpt_path)
         say(f"checkpoint: {short_path(checkpoint)}")
         earlier = checkpoint.parent.parent

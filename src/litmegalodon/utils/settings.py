@@ -32,6 +32,12 @@ WHOLE_NUMBERS_AT_LEAST = {
     "validate_every": 1,
     "checkpoint_every": 1,
     "seed": 0,
+    "workers": 1,
+    "units.train": 1,
+    "units.val": 1,
+    "vocab_size": 1,
+    "max_bytes": 1,
+    "max_held_out_bytes": 1,
 }
 MAY_BE_NULL = {
     "data.val_seq_len",
@@ -49,6 +55,7 @@ NUMBERS = {
     "model.scheduler.initial_ratio": (0, 1, True),
     "model.scheduler.final_ratio": (0, 1, True),
     "trainer.gradient_clip_val": (0, math.inf, False),
+    "character_coverage": (0, 1, False),
 }
 CHOICES = {
     "data.cutting": CUTTINGS,
@@ -59,6 +66,7 @@ CHOICES = {
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
     "trainer.precision": ("32-true", "bf16-mixed"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
+    "model_type": ("bpe", "unigram"),
 }
 # Objects that a run can't do without; without one of these there would be nothing to check inside.
 NEEDED = (
@@ -81,6 +89,7 @@ FLAGS = (
     "extras.enforce_tags",
     "extras.print_config",
     "extras.tracebacks",
+    "overwrite",
 )
 
 
