@@ -13,6 +13,7 @@ from litmegalodon.ops import chunk_attention
 
 pytest.importorskip("triton", reason="needs Triton")
 from litmegalodon.ops.chunk_attention import passes
+from litmegalodon.ops.chunk_attention.kernels import APART
 from litmegalodon.ops.launch import INTERPRETED
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -158,6 +159,21 @@ def test_nothing_is_read_before_it_is_written(scratch, documents, monkeypatch):
 
         monkeypatch.setattr(owner, name, poisoned)
     assert_same(results(operator, given, resets, "triton"), want)
+
+
+@interpreted
+@cases(
+    "operator, documents",
+    ((STAGGERED, "resets"),),
+    ((STAGGERED, "whole"), (ALIGNED, "whole"), (LONG_CHUNK, "resets")),
+)
+def test_a_cache_read_apart_as_for_amd_gives_the_same(operator, documents, monkeypatch):
+    given, resets = operator.inputs(3, 40, 9), resets_of(3, 40, documents)
+    want = results(operator, given, resets, "triton")
+    monkeypatch.setattr(passes, "cache_access", lambda device: APART.value)
+    got = results(operator, given, resets, "triton")
+    for name, value in want.items():
+        assert torch.equal(got[name], value), name
 
 
 DISTURBANCES = {"nan": torch.nan, "1e30": 1e30, "inf": torch.inf}

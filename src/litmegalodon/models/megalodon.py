@@ -17,7 +17,9 @@ from litmegalodon.models.init import initialise
 from litmegalodon.models.layers import Linear, TimestepNorm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.state import LayerState, MegalodonState
-from litmegalodon.ops.dispatch import IMPLEMENTATIONS
+from litmegalodon.ops import Places
+from litmegalodon.ops.chunk_attention import bounds, locate
+from litmegalodon.ops.dispatch import IMPLEMENTATIONS, means_triton
 
 
 class Block(nn.Module):
@@ -37,25 +39,25 @@ class Block(nn.Module):
         self,
         x: Tensor,
         state: LayerState | None,
-        position: Tensor,
+        places: Places,
         resets: Tensor | None,
         seed: int | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """x [B, L, D], position int64 [B] -> [B, L, D], state."""
+        """x [B, L, D], where its tokens stand -> [B, L, D], state."""
         # In here, not around the block: what shards parameters wraps the block once.
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._compute, x, state, position, resets, seed, use_reentrant=False)
-        return self._compute(x, state, position, resets, seed)
+            return checkpoint(self._compute, x, state, places, resets, seed, use_reentrant=False)
+        return self._compute(x, state, places, resets, seed)
 
     def _compute(
         self,
         x: Tensor,
         state: LayerState | None,
-        position: Tensor,
+        places: Places,
         resets: Tensor | None,
         seed: int | None,
     ) -> tuple[Tensor, LayerState]:
-        y, state = self.mega(x, state, position, resets, seed)
+        y, state = self.mega(x, state, places, resets, seed)
         return self.nffn(y, x), state
 
 
@@ -87,7 +89,7 @@ class Megalodon(nn.Module):
         super().__init__()
         if impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl={impl!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-        self.config = config
+        self.config, self.impl = config, impl
         self.embed = nn.Embedding(
             config.vocab_size,
             config.model_dim,
@@ -165,7 +167,7 @@ class Megalodon(nn.Module):
     ) -> tuple[Tensor, MegalodonState]:
         """Everything but the output matrix: [B, L, D] after the final norm."""
         self._check(tokens, state, resets)
-        position = tokens.new_zeros(tokens.shape[0]) if state is None else state.position
+        places = self._places(tokens, state, resets)
         x = self.embed(tokens)
         if self.config.scale_emb:
             x = x * math.sqrt(self.config.model_dim)
@@ -176,10 +178,23 @@ class Megalodon(nn.Module):
             seed = None
             if self.training and self.config.attention_dropout > 0.0:
                 seed = int(torch.randint(2**62, ()))
-            x, end = block(x, state.layers[i] if state else None, position, resets, seed)
+            x, end = block(x, state.layers[i] if state else None, places, resets, seed)
             ends.append(end)
         x, norm = self.output.final_norm(x, state.norm if state else None, resets)
-        return x, MegalodonState(position + tokens.shape[1], tuple(ends), norm)
+        return x, MegalodonState(places.position + tokens.shape[1], tuple(ends), norm)
+
+    def _places(
+        self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None
+    ) -> Places:
+        """Where the tokens stand, read from the device once for all layers."""
+        size, kv = self.config.chunk_size, state.layers[0].kv if state else None
+        position, slots = (state.position, kv.k.shape[1]) if state else (0, None)
+        places = locate(position, slots, *tokens.shape, size, tokens.device)
+        if not means_triton(self.impl, tokens):
+            return places
+        known = kv.length if state else None
+        seen = bounds(places.position, known, resets, tokens.shape[1], size)
+        return places._replace(bounds=seen)
 
     def _check(self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.shape[1] < 1:
@@ -206,9 +221,3 @@ class Megalodon(nn.Module):
         ):
             if theirs != ours:
                 raise ValueError(f"state is of a model with {names} {theirs}; this one has {ours}")
-        offset = int((state.position % c.chunk_size).max())
-        if first.kv.k.shape[1] < offset:
-            raise ValueError(
-                f"state holds keys of {first.kv.k.shape[1]} tokens where chunk_size={c.chunk_size} "
-                f"needs {offset}: it is of a model with another chunk_size"
-            )

@@ -67,5 +67,5 @@ def cema(
     refusal = None
     if alpha.shape[1] > 32:
         refusal = f"takes at most 32 states a channel, not {alpha.shape[1]}; use impl='torch'"
-    form = choose("cema", impl, forms, x, refusal)
+    form = choose("cema", impl, forms, x, refusal, batch)
     return form(x, alpha, delta, theta, gamma, omega, state, resets)

@@ -20,6 +20,11 @@ import triton.language as tl
 from litmegalodon.ops.launch import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
+# Values of CACHED beside 0, no incoming cache: each row's address is chosen from the two possible
+# ones, or both sides are read and written under masks. The first takes fewer registers; AMD's
+# compiler knows no choice between two base pointers.
+CHOSEN = tl.constexpr(1)
+APART = tl.constexpr(2)
 
 
 @triton.jit
@@ -80,15 +85,23 @@ def load_rows(
     """
     place = begin + tl.arange(0, ROWS)
     p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
-    if CACHED:
-        p_row = tl.where(place < offset, p_cache + place.to(tl.int64) * STRIDE, p_row)
+    p_slot = p_cache + place.to(tl.int64) * STRIDE
+    if CACHED == CHOSEN:
+        p_row = tl.where(place < offset, p_slot, p_row)
     m_row = place < end
     if lower is not None:
         m_row &= place >= lower
     mask = m_row[:, None]
     if WIDTH % COLUMNS != 0:
         mask &= (o_column < WIDTH)[None, :]
-    return tl.load(p_row[:, None] + o_column[None, :], mask=mask, other=0.0)
+    if CACHED == APART:
+        m_slot = (place < offset)[:, None]
+        b_slots = tl.load(p_slot[:, None] + o_column[None, :], mask=mask & m_slot, other=0.0)
+        b_rows = tl.load(p_row[:, None] + o_column[None, :], mask=mask & ~m_slot, other=0.0)
+        b_rows = tl.where(m_slot, b_slots, b_rows)
+    else:
+        b_rows = tl.load(p_row[:, None] + o_column[None, :], mask=mask, other=0.0)
+    return b_rows
 
 
 @triton.jit
@@ -109,13 +122,18 @@ def store_rows(
     """The inverse of load_rows."""
     place = begin + tl.arange(0, ROWS)
     p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
-    if CACHED:
-        p_row = tl.where(place < offset, p_cache + place.to(tl.int64) * STRIDE, p_row)
+    p_slot = p_cache + place.to(tl.int64) * STRIDE
+    if CACHED == CHOSEN:
+        p_row = tl.where(place < offset, p_slot, p_row)
     m_row = place < end
     if lower is not None:
         m_row &= place >= lower
     mask = m_row[:, None] & (o_column < WIDTH)[None, :]
     b_rows = b_rows.to(p_tokens.dtype.element_ty)
+    if CACHED == APART:
+        m_slot = (place < offset)[:, None]
+        tl.store(p_slot[:, None] + o_column[None, :], b_rows, mask=mask & m_slot)
+        mask &= ~m_slot
     tl.store(p_row[:, None] + o_column[None, :], b_rows, mask=mask)
 
 

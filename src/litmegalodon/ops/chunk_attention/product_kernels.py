@@ -12,7 +12,7 @@ from litmegalodon.ops.chunk_attention.backward_kernels import origins
 from litmegalodon.ops.chunk_attention.kernels import add_product, load_rows, store_rows
 
 
-@triton.jit(do_not_specialize=["row", "chunk"])
+@triton.jit(do_not_specialize=["head", "chunk"])
 def query_kernel(
     p_k,
     p_k_cache,
@@ -25,7 +25,7 @@ def query_kernel(
     L,
     S,
     C,
-    row,
+    head,
     chunk,
     R,
     K,
@@ -43,8 +43,8 @@ def query_kernel(
     """dQ = dS K [B, L, H, z] of the rotated queries."""
     # The last tiles of a chunk have most keys: they go first.
     i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    i_b = (row + tl.program_id(1) // H).to(tl.int64)
-    i_h = tl.program_id(1) % H
+    i_b = ((head + tl.program_id(1)) // H).to(tl.int64)
+    i_h = (head + tl.program_id(1)) % H
     i_chunk = i_tile // (R // M)
     offset = (tl.load(p_position + i_b) % C).to(tl.int32)
     p_k += (i_b * L * H + i_h) * Z
@@ -88,7 +88,7 @@ def query_kernel(
         now = upper
 
 
-@triton.jit(do_not_specialize=["row", "chunk"])
+@triton.jit(do_not_specialize=["head", "chunk"])
 def key_kernel(
     p_x,
     p_low,
@@ -101,7 +101,7 @@ def key_kernel(
     L,
     S,
     C,
-    row,
+    head,
     chunk,
     R,
     K,
@@ -123,8 +123,8 @@ def key_kernel(
     [B, S, H, E] for each slot of the cache that was seen.
     """
     i_slice = tl.program_id(1)
-    i_b = (row + tl.program_id(2) // H).to(tl.int64)
-    i_h = tl.program_id(2) % H
+    i_b = ((head + tl.program_id(2)) // H).to(tl.int64)
+    i_h = (head + tl.program_id(2)) % H
     i_chunk = tl.program_id(0) // (K // N)
     offset = (tl.load(p_position + i_b) % C).to(tl.int32)
     p_y += (i_b * L * H + i_h) * E

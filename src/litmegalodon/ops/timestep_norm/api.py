@@ -75,7 +75,7 @@ def timestep_norm(
         refusal = "takes no padding_mask; use impl='torch'"
     elif (size := x.shape[-1] // num_groups) > 8192:
         refusal = f"takes at most 8,192 features a group, not {size}; use impl='torch'"
-    form = choose("timestep_norm", impl, forms, x, refusal)
+    form = choose("timestep_norm", impl, forms, x, refusal, batch)
     if state is None:
         state = NormState.fresh(x.shape[0], num_groups, x.device)
     return form(x, weight, bias, num_groups, eps, state, resets, padding_mask)
