@@ -120,7 +120,7 @@ def triton_refusal(x: Tensor) -> str | None:
     if launch.INTERPRETED:
         return None
     return (
-        f"runs on a GPU, and x is on {x.device}; use impl='torch', or set TRITON_INTERPRET=1 "
+        f"runs on a GPU, not on {x.device}; use impl='torch', or set TRITON_INTERPRET=1 "
         "before Python starts to run the kernels, slowly, in Triton's interpreter"
     )
 
