@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hard import OPERATORS
+from hard import OPERATORS, RECURRENCES
 from litmegalodon.ops import cema, dispatch, launch, timestep_norm
 
 CONFIGS = [launch.Config({"BLOCK": 32}), launch.Config({"BLOCK": 64}, num_warps=8)]
@@ -137,7 +137,7 @@ def test_auto_takes_triton_on_a_gpu_where_it_serves(on_gpu, installed, refusal, 
     assert dispatch.choose("op", "auto", without, x, refusal)() == "torch"
 
 
-@pytest.mark.parametrize("operator", [o for o in OPERATORS if o.name in ("cema", "timestep_norm")])
+@pytest.mark.parametrize("operator", [o for o in OPERATORS if o.name in RECURRENCES])
 def test_triton_is_refused_with_the_reason_where_it_can_not_run(operator, monkeypatch):
     given = operator.inputs(1, 4, 0)
     monkeypatch.setattr(launch, "INTERPRETED", False)

@@ -96,6 +96,27 @@ def origins(chunk, C, offset, earliest, GRID_M: tl.constexpr, GRID_N: tl.constex
 
 
 @triton.jit
+def tile_of_queries(
+    i_tile,
+    p_first,
+    chunk,
+    L,
+    C,
+    R,
+    offset,
+    GRID_M: tl.constexpr,
+    GRID_N: tl.constexpr,
+    M: tl.constexpr,
+):
+    """A tile of M queries of a part: its chunk in it, the chunk's origins, its places."""
+    i_chunk = i_tile // (R // M)
+    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
+    begin = first_m + i_tile % (R // M) * M
+    end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
+    return i_chunk, first_m, first_n, begin, end
+
+
+@triton.jit
 def row_products(
     p_a,
     p_b,
@@ -169,7 +190,6 @@ def weights_kernel(
     """P and X of tiles of M = GRID_M queries and N keys, heads from `head`, chunks from `chunk`."""
     i_b = ((head + tl.program_id(2)) // H).to(tl.int64)
     i_h = (head + tl.program_id(2)) % H
-    i_chunk = tl.program_id(1) // (R // M)
     position = tl.load(p_position + i_b)
     offset = (position % C).to(tl.int32)
     p_q += (i_b * L * H + i_h) * Z
@@ -183,11 +203,11 @@ def weights_kernel(
     p_lse += (i_b * H + i_h) * L
     p_delta += (i_b * H + i_h) * L
 
-    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
-    begin = first_m + tl.program_id(1) % (R // M) * M
+    i_chunk, first_m, first_n, begin, tile_end = tile_of_queries(
+        tl.program_id(1), p_first, chunk, L, C, R, offset, GRID_M, GRID_N, M
+    )
     n = first_n + tl.program_id(0) * N
     grid_n = first_n + tl.program_id(0) * N // GRID_N * GRID_N
-    tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
     chunks = tl.num_programs(1) // (R // M)
     o_chunk = (tl.program_id(2) * chunks + i_chunk).to(tl.int64) * R * K
     p_weight += o_chunk
@@ -252,14 +272,13 @@ def finish_kernel(
 ):
     """dS in the place of X, M queries a program."""
     i_b = ((head + tl.program_id(1)) // H).to(tl.int64)
-    i_chunk = tl.program_id(0) // (R // M)
     offset = (tl.load(p_position + i_b) % C).to(tl.int32)
     p_first += i_b * L
     p_last += i_b * L
 
-    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
-    begin = first_m + tl.program_id(0) % (R // M) * M
-    tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
+    i_chunk, first_m, first_n, begin, tile_end = tile_of_queries(
+        tl.program_id(0), p_first, chunk, L, C, R, offset, GRID_M, GRID_N, M
+    )
     chunks = tl.num_programs(0) // (R // M)
     o_chunk = (tl.program_id(1) * chunks + i_chunk).to(tl.int64) * R * K
     p_weight += o_chunk
