@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hard import FORMS, OPERATORS, hard_resets
 
@@ -123,3 +126,27 @@ def test_a_row_changes_no_bit_of_another_row(operator, kind):
         assert torch.equal(got[name][rows], value[rows]), name
     for name in operator.along_time:
         assert torch.equal(got_grad[name][rows], want_grad[name][rows]), f"gradient of {name}"
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a tensor has which is made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(made) if is_tensor(t)]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+@operators
+@pytest.mark.parametrize("every", (1, 3, 20))
+def test_short_documents_take_memory_in_proportion_to_their_tokens(operator, every):
+    length = 512
+    given = operator.inputs(1, length, 16)
+    resets = torch.zeros(1, length, dtype=torch.bool)
+    resets[:, ::every] = True
+    with Largest() as largest:
+        run(operator, given, resets, torch.ones_like(resets))
+    assert largest.elements <= 10 * max(given[name].numel() for name in operator.along_time)
