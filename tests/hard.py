@@ -40,6 +40,16 @@ def draws(seed: int) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def random_qkv(batch, length, heads, z, e, seed=1):
+    """q, k [B, L, H, z] and v [B, L, H, e] in float64."""
+    normal = draws(seed)
+    return (
+        normal(batch, length, heads, z),
+        normal(batch, length, heads, z),
+        normal(batch, length, heads, e) + 3,
+    )
+
+
 def hard_cema_parameters(dim: int, order: int, seed: int) -> Tensors:
     """alpha, delta, theta, gamma, omega in float64; half-lives log-uniform from 1 to 70,000."""
     normal = draws(seed)
@@ -309,7 +319,7 @@ def with_gradients(
     outputs = call(given | leaves)
     floating = {k: v for k, v in outputs.items() if v.is_floating_point() and v.requires_grad}
     normal = draws(seed)
-    given_back = [normal(*v.shape).to(cotangents).to(v.dtype) for v in floating.values()]
+    given_back = [normal(*v.shape).to(cotangents).to(v) for v in floating.values()]
     grads = torch.autograd.grad(
         list(floating.values()), list(leaves.values()), given_back, materialize_grads=True
     )

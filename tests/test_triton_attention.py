@@ -8,7 +8,14 @@ import torch
 
 import test_ops_golden as golden
 from golden_data import assert_equal, assert_precise, describe
-from hard import ATTENTION_WITH_DROPKEY, OPERATORS, draws, hard_resets, with_gradients
+from hard import (
+    ATTENTION_WITH_DROPKEY,
+    OPERATORS,
+    draws,
+    hard_resets,
+    random_qkv,
+    with_gradients,
+)
 from litmegalodon.ops import chunk_attention
 
 pytest.importorskip("triton", reason="needs Triton")
@@ -18,8 +25,6 @@ from litmegalodon.ops.launch import INTERPRETED
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs where Triton interprets")
-cuda = pytest.mark.cuda
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 ALIGNED, STAGGERED, LONG_CHUNK = (o for o in OPERATORS if o.name.startswith("attention"))
 
@@ -70,16 +75,6 @@ def test_it_equals_the_reference_in_outputs_states_and_gradients(operator, lengt
     assert_same(got, want)
 
 
-def shaped(batch, length, heads, z, e, seed=1):
-    """q, k, v in float64."""
-    normal = draws(seed)
-    return (
-        normal(batch, length, heads, z),
-        normal(batch, length, heads, z),
-        normal(batch, length, heads, e) + 3,
-    )
-
-
 @interpreted
 @pytest.mark.parametrize(
     "heads, z, e, chunk, position",
@@ -92,7 +87,7 @@ def shaped(batch, length, heads, z, e, seed=1):
     ),
 )
 def test_any_head_sizes_chunk_and_position(heads, z, e, chunk, position):
-    leaves = [u.requires_grad_() for u in shaped(2, 26, heads, z, e)]
+    leaves = [u.requires_grad_() for u in random_qkv(2, 26, heads, z, e)]
     resets = torch.zeros(2, 26, dtype=torch.bool)
     resets[1, [9, 10, 22, 23, 25]] = True
     outputs = []
@@ -114,7 +109,7 @@ def test_any_head_sizes_chunk_and_position(heads, z, e, chunk, position):
 
 @interpreted
 def test_strided_inputs_and_one_cotangent_of_two():
-    q, k, v = (u.transpose(1, 2).contiguous().transpose(1, 2) for u in shaped(2, 20, 2, 4, 6))
+    q, k, v = (u.transpose(1, 2).contiguous().transpose(1, 2) for u in random_qkv(2, 20, 2, 4, 6))
     assert not q.is_contiguous()
     for choose in (lambda out, end: out, lambda out, end: end.k):
         grads = []
@@ -278,37 +273,3 @@ def test_outputs_states_and_gradients_pass_the_precision_gate(operator, dtype, d
         if value.is_floating_point():
             assert got[name].dtype == plain[name].dtype, name
             assert_precise(got[name], plain[name], value, name)
-
-
-@cuda
-@needs_gpu
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
-@pytest.mark.parametrize("documents", ("whole", "resets"))
-def test_on_a_gpu_it_passes_the_precision_gate_and_repeats_its_bits(dtype, documents):
-    batch, length, heads, z, e = 2, 700, 2, 64, 320
-    names = ("q", "k", "v")
-    given = dict(zip(names, (u.to(dtype) for u in shaped(batch, length, heads, z, e)), strict=True))
-    resets = resets_of(batch, length, documents)
-
-    def run(given, impl, device):
-        def call(t):
-            out, end = chunk_attention(
-                *(t[name].to(device) for name in names),
-                chunk_size=256,
-                position=torch.tensor([20, 300], device=device),
-                resets=None if resets is None else resets.to(device),
-                dropkey=0.1,
-                seed=2**40 + 3,
-                impl=impl,
-            )
-            return {"y": out.cpu(), "state.k": end.k.cpu(), "state.v": end.v.cpu()}
-
-        return with_gradients(call, given, cotangents=dtype)
-
-    exact = run({k: v.double() for k, v in given.items()}, "torch", "cpu")
-    plain, got, again = (
-        run(given, *how) for how in (("torch", "cpu"), ("triton", "cuda"), ("triton", "cuda"))
-    )
-    for name, value in exact.items():
-        assert torch.equal(got[name], again[name]), name
-        assert_precise(got[name], plain[name], value, name)

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from golden_data import assert_equal
-from hard import draws
+from hard import draws, random_qkv
 from litmegalodon.ops import chunk_attention
 
 pytest.importorskip("triton", reason="needs Triton")
@@ -16,16 +16,6 @@ from litmegalodon.ops.chunk_attention import triton as form
 from litmegalodon.ops.launch import INTERPRETED, recording
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs where Triton interprets")
-
-
-def shaped(batch, length, heads, z, e, seed=1):
-    """q, k, v in float64."""
-    normal = draws(seed)
-    return (
-        normal(batch, length, heads, z),
-        normal(batch, length, heads, z),
-        normal(batch, length, heads, e) + 3,
-    )
 
 
 def recorded(batch, length, heads, z, e, chunk, slots=0, dtype=torch.bfloat16):
@@ -97,7 +87,7 @@ def test_a_short_call_takes_little_scratch():
 @interpreted
 def test_the_registered_operators_pass_torchs_own_checks():
     normal = draws(3)
-    q, k, v = (u.float().requires_grad_() for u in shaped(2, 9, 1, 4, 6))
+    q, k, v = (u.float().requires_grad_() for u in random_qkv(2, 9, 1, 4, 6))
     caches = [normal(2, 3, 1, n).float().requires_grad_() for n in (4, 6)]
     known, position = torch.tensor([3, 1]), torch.tensor([3, 19])
     resets = torch.zeros(2, 9, dtype=torch.bool)
@@ -120,7 +110,7 @@ def test_fake_tensors_pass_through():
 
 @interpreted
 def test_it_compiles_as_one_graph():
-    q, k, v = (u.float().requires_grad_() for u in shaped(1, 20, 1, 4, 6))
+    q, k, v = (u.float().requires_grad_() for u in random_qkv(1, 20, 1, 4, 6))
     position = torch.zeros(1, dtype=torch.int64)
 
     def run(q, k, v, position):
@@ -139,7 +129,7 @@ def test_it_compiles_as_one_graph():
 
 @interpreted
 def test_a_compiled_call_with_a_cache_is_as_without_compiling():
-    q, k, v = (u.float() for u in shaped(2, 20, 1, 4, 6))
+    q, k, v = (u.float() for u in random_qkv(2, 20, 1, 4, 6))
     whole, _ = chunk_attention(q, k, v, chunk_size=8, impl="triton")
 
     @torch.compile(backend="aot_eager")
