@@ -6,8 +6,9 @@
 On a GPU the candidate configurations of a kernel are measured at the first call of a size (sizes
 that round up to the same powers of two share the choice) and the fastest is kept in memory. A
 configuration may add in another order, so runs that must agree in every bit want the default ones:
-`torch.use_deterministic_algorithms(True)` takes those, and so does recording into a CUDA graph,
-where nothing can be measured.
+`torch.use_deterministic_algorithms(True)` takes those, and so does a stream that is being captured
+into a CUDA graph, where nothing can be measured. Of a model's calls those without a state can be
+captured; one with a state first reads where its rows stand.
 """
 
 import math
