@@ -7,8 +7,8 @@ On a GPU the candidate configurations of a kernel are measured at the first call
 that round up to the same powers of two share the choice) and the fastest is kept in memory. A
 configuration may add in another order, so runs that must agree in every bit want the default ones:
 `torch.use_deterministic_algorithms(True)` takes those, and so does a stream that is being captured
-into a CUDA graph, where nothing can be measured. Of a model's calls those without a state can be
-captured; one with a state first reads where its rows stand.
+into a CUDA graph, where nothing can be measured. A model's call without a state reads nothing from
+the device; one with a state first reads where its rows stand, which a capture refuses.
 """
 
 import math
