@@ -60,7 +60,10 @@ def cema_pytorch(
 
 
 def block_length(tokens: int, documents: int) -> int:
-    """T: pieces hold `tokens` + T `documents` tokens, T times as many where each is a document."""
+    """T, at which blocks and pieces together hold at most twice the tokens.
+
+    Where documents are shorter than SHORTEST they hold more, (1 + SHORTEST) times at the most.
+    """
     block = BLOCK
     while block > SHORTEST and block * documents > tokens:
         block //= 2

@@ -121,7 +121,7 @@ def attention_backward(
         delta_kernel,
         lambda t: (triton.cdiv(length, t["T"]), batch * heads),
         dict(p_out=out, p_d_out=d_out, p_delta=delta, L=length, H=heads, E=e, ACC=_ACC[acc]),
-        configs("delta", v, False),
+        configs("delta", v, 0),
     )
     # Rows' gradients before they are rotated back keep the sums' precision.
     dq, dk = (torch.empty_like(u, dtype=acc) for u in (q, k))
@@ -133,11 +133,11 @@ def attention_backward(
     plan = Plan.of(v.shape, k_cache.shape[1], settings.chunk_size, v.element_size(), grid)
     split = v.dtype == torch.bfloat16
     weight, high, low = (v.new_empty(n * plan.size) for n in (1, 1, int(split)))
-    for some, part in plan.parts():
+    for count, part in plan.parts():
         places = shared | part | dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             weights_kernel,
-            lambda t, some=some: (plan.K // t["N"], plan.chunks * plan.R // t["M"], some),
+            lambda t, count=count: (plan.K // t["N"], plan.chunks * plan.R // t["M"], count),
             dict(p_q=q, p_k=k, p_v=v, p_k_cache=k_cache, p_v_cache=v_cache, p_d_out=d_out)
             | dict(p_lse=lse, p_delta=delta, p_weight=weight, p_high=high, p_low=low)
             | _without(places, "BLOCK_Z"),
@@ -146,14 +146,14 @@ def attention_backward(
         products = _without(places, "seed", "threshold", "DROP")
         launch(
             finish_kernel,
-            lambda t, some=some: (plan.chunks * plan.R // t["M"], some),
+            lambda t, count=count: (plan.chunks * plan.R // t["M"], count),
             dict(p_weight=weight, p_high=high, p_low=low)
             | _without(products, "S", "Z", "E", "CACHED", "PRECISION", "BLOCK_Z"),
-            configs("finish", v, False),
+            configs("finish", v, 0),
         )
         launch(
             query_kernel,
-            lambda t, some=some: (plan.chunks * plan.R // t["M"], some),
+            lambda t, count=count: (plan.chunks * plan.R // t["M"], count),
             dict(p_k=k, p_k_cache=k_cache, p_high=high, p_low=low, p_dq=dq)
             | _without(products, "E"),
             configs("query", v, shared["CACHED"]),
@@ -163,10 +163,10 @@ def attention_backward(
             width = y.shape[3]
             launch(
                 key_kernel,
-                lambda t, some=some, width=width: (
+                lambda t, count=count, width=width: (
                     plan.chunks * plan.K // t["N"],
                     triton.cdiv(width, t["W"]),
-                    some,
+                    count,
                 ),
                 dict(p_x=x, p_low=low, p_y=y, p_out=of_tokens, p_out_cache=of_cache)
                 | products
@@ -204,7 +204,7 @@ def _rotate(x: Tensor, position: Tensor, settings: Settings, sign: int, dtype: t
             ACC=_ACC[acc],
             BLOCK_Z=triton.next_power_of_2(z),
         ),
-        configs("rotate", x, False),
+        configs("rotate", x, 0),
     )
     return y
 

@@ -131,7 +131,7 @@ def cache_access(device: torch.device) -> int:
     return (APART if target(device) == "gfx942" else CHOSEN).value
 
 
-def configs(kernel: str, v: Tensor, cached: bool | int) -> tuple[Config, ...]:
+def configs(kernel: str, v: Tensor, cached: int) -> tuple[Config, ...]:
     """Candidate configurations, the default first.
 
     `finish` works in place, so it must have one only: candidates are measured by running them.
@@ -139,9 +139,9 @@ def configs(kernel: str, v: Tensor, cached: bool | int) -> tuple[Config, ...]:
     Args:
         kernel: forward, weights, finish, query, key (dK), value (dV), rotate or delta.
         v: [B, L, H, columns], what is cut into slices.
-        cached: whether there is an incoming cache.
+        cached: CACHED of kernels.py.
     """
-    tiles, warps, stages = _table(kernel, target(v.device), v.dtype, bool(cached))[kernel]
+    tiles, warps, stages = _table(kernel, target(v.device), v.dtype, cached > 0)[kernel]
     if kernel == "finish":
         tiles = tiles | {"N": grid_tile(v)[1]}
     if "W" in tiles:
