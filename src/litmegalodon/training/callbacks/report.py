@@ -116,7 +116,8 @@ class RunReport(Callback):
         documents = trainer.datamodule.validation_documents()
         long_enough = (d for d in documents if len(d.text) > self.prompt_bytes)
         document = next(long_enough, documents[0])
-        prompt = document.text[: self.prompt_bytes]
+        # It may be a view of a mapped file.
+        prompt = bytes(document.text[: self.prompt_bytes])
         with trainer.precision_plugin.forward_context():
             continuation = continue_text(
                 pl_module.model,
