@@ -1,4 +1,4 @@
-"""What a command that writes text shows: its text on standard output, the rest on standard error."""
+"""What a command that writes text shows: that on standard output, the rest on standard error."""
 
 import os
 import sys
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+from litmegalodon.utils.printing import harmless
 
 
 def note(text: str) -> None:
@@ -88,7 +90,8 @@ class TextOutput:
         if not text:
             return
         # UTF-8 whatever the locale says, and without waiting for a line's end.
-        sys.stdout.buffer.write(text.encode())
+        shown = harmless(text) if sys.stdout.isatty() else text
+        sys.stdout.buffer.write(shown.encode())
         sys.stdout.buffer.flush()
         self._last = text[-1]
 

@@ -17,6 +17,7 @@ from litmegalodon.inference import Drawing, Reader
 from litmegalodon.training.callbacks.checkpoint import BestCheckpoint
 from litmegalodon.training.callbacks.progress import format_count, format_duration
 from litmegalodon.training.csv_logger import read_metrics
+from litmegalodon.utils.printing import harmless
 
 Metrics = list[dict[str, float]]
 
@@ -105,7 +106,7 @@ class RunReport(Callback):
             name, prompt, continuation = sample
             text = _sample_text(name, prompt, continuation, self.drawing["temperature"])
             (self.dirpath / "sample.txt").write_text(text, encoding="utf-8")
-            print("\n" + "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+            print("\n" + harmless(text))
             _say("sample", self.dirpath / "sample.txt")
 
     def _seconds(self) -> float:
