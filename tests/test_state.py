@@ -110,6 +110,32 @@ def test_selected_rows_continue_as_they_would_have_together(model, state, rows):
     assert_equal(alone, together[rows], low, "logits")
 
 
+def test_joined_rows_continue_as_they_would_alone(model):
+    config, dtype = model.config, model.embed.weight.dtype
+    # None that has read nothing, one at a chunk's end, one inside, one past a document's beginning.
+    alone = [MegalodonState.fresh(config, 1, dtype=dtype)]
+    alone += [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
+    joined = MegalodonState.join(alone)
+    assert joined.position.tolist() == [0, 32, 41, 47]
+    tokens = hard_tokens(config, 4, 30)
+    together, end = model(tokens, joined)
+    low = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for row, state in enumerate(alone):
+        want, want_end = model(tokens[row : row + 1], state)
+        assert_equal(together[row : row + 1], want, low, "logits")
+        own = end.row(row, config.chunk_size).tensors()
+        for name, value in want_end.tensors().items():
+            assert own[name].shape == value.shape, name
+            assert_equal(own[name].double(), value.double(), low, name)
+
+
+def test_a_row_of_joined_states_is_the_state_itself(model):
+    alone = [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
+    joined = MegalodonState.join(alone)
+    for row, state in enumerate(alone):
+        assert_bit_equal(joined.row(row, model.config.chunk_size), state)
+
+
 def test_a_fresh_state_is_no_state(model):
     tokens = hard_tokens(model.config, 2, 30)
     fresh = MegalodonState.fresh(model.config, 2, dtype=model.embed.weight.dtype)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from litmegalodon.inference.text_state import TextState
 from litmegalodon.models import MegalodonState
@@ -72,17 +72,14 @@ def load_state(path: str | Path, model: nn.Module, tokenizer: Any) -> TextState:
         raise ValueError(
             f"{setting}: is no whole snapshot ({error}); make it again with save_state="
         ) from None
-    last = tensors.pop("last", torch.empty(0, dtype=torch.int64))
-    memory = MegalodonState.from_tensors(tensors)
-    like = model.embed.weight
-    place = int(memory.position[0]) if memory.batch == 1 else 0
-    fresh = MegalodonState.fresh(model.config, 1, place, like.dtype)
-    named = [*fresh.tensors().items(), ("last", torch.empty(1))]
-    shapes = {name: tuple(value.shape) for name, value in named}
-    theirs = {n: tuple(value.shape) for n, value in (*memory.tensors().items(), ("last", last))}
-    if theirs != shapes or not 0 <= int(last) < tokenizer.vocab_size:
+    like, position = model.embed.weight, tensors.get("position", torch.empty(0))
+    place = int(position[0]) if position.shape == (1,) else 0
+    expected = MegalodonState.fresh(model.config, 1, place, like.dtype).tensors()
+    expected["last"] = torch.zeros(1, dtype=torch.int64)
+    last = int(tensors["last"]) if _kinds(tensors) == _kinds(expected) else -1
+    if not 0 <= last < tokenizer.vocab_size:
         raise ValueError(f"{setting}: its tensors are not those of a snapshot; make it again")
-    return TextState(memory.to(like.device), int(last))
+    return TextState(MegalodonState.from_tensors(tensors).to(like.device), last)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -98,6 +95,10 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: (value.shape, value.dtype) for name, value in tensors.items()}
 
 
 def _fingerprints(model: nn.Module, tokenizer: Any) -> dict[str, str]:
