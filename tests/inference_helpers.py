@@ -1,8 +1,12 @@
 """Small models that read bytes, and what greedy decoding without a state would give."""
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
 
 from hard import hard_config, hard_model
 from litmegalodon.data import ByteTokenizer
@@ -67,3 +71,18 @@ def tokens_of(made: Reader, steps: int, **settings) -> list[int]:
 def assert_equal_while_certain(got: Sequence[int], want: Sequence[int], certain: int) -> None:
     """Two greedy decodings agree up to the first step whose two best logits are near."""
     assert list(got[:certain]) == list(want[:certain])
+
+
+def write_checkpoint(model: Megalodon, run: Path, tokenizer: dict | None = None) -> Path:
+    """A checkpoint as training leaves it in a run's folder, without training."""
+    path = run / "checkpoints" / "last-step=000020.ckpt"
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is .*")
+        dcp.save({"state_dict": tensors, "note": "text"}, checkpoint_id=path, no_dist=True)
+    meta = {"hyper_parameters": {"config": model.config.to_dict()}, "global_step": 20}
+    torch.save(meta, path / "meta.pt")
+    node = tokenizer or {"_target_": "litmegalodon.data.ByteTokenizer"}
+    (run / ".hydra").mkdir()
+    OmegaConf.save({"data": {"tokenizer": node}}, run / ".hydra" / "config.yaml")
+    return path

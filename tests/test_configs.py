@@ -108,7 +108,7 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
 
 
 # Experiments, debug modes and variants of the trainer hold differences from what is explained here.
-SETTINGS_FILES = [CONFIGS / "train.yaml", CONFIGS / "eval.yaml"] + [
+SETTINGS_FILES = [CONFIGS / f"{name}.yaml" for name in ("train", "eval", "generate")] + [
     CONFIGS / path
     for path in GROUP_FILES
     if path.parent.name not in ("experiment", "debug", "hydra")
