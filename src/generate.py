@@ -4,6 +4,7 @@ Reads prompt=, prompt_file= or standard input. `--help` lists the settings.
 """
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,8 @@ def write(readers: list["Reader"], cfg: DictConfig, request: Request) -> None:
     output.finish_line()
     seconds = time.monotonic() - began
     count = sum(reader.state.tokens for reader in readers) - before
-    ends = ", ".join(ENDS[reader.ended] for reader in readers)
+    ended = Counter(ENDS[reader.ended] for reader in readers)
+    ends = ", ".join(f"{n} {why}" if len(readers) > 1 else why for why, n in ended.items())
     note(f"wrote {count:,} tokens in {seconds:.1f} s, {count / seconds:,.0f} tokens/s; {ends}")
 
 

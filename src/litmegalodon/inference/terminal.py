@@ -43,7 +43,7 @@ class ReadingBar:
         """Take the bar away and say how many it were."""
         self._bar.close()
         seconds = time.monotonic() - self._began
-        speed = f", {self.tokens / seconds:,.0f} tokens/s" if seconds > 1 else ""
+        speed = f", {self.tokens / seconds:,.0f} tokens/s" if seconds > 0.1 else ""
         note(f"read {self.tokens:,} tokens in {seconds:.1f} s{speed}")
 
 
