@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from data import data
 from litmegalodon.ops import cema, chunk_attention, timestep_norm
 from litmegalodon.utils.allocator import keep_freed_memory
 from measure import Figure, heading, machine, paired, row, save
@@ -143,7 +144,13 @@ def has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-SECTIONS = {"llama": llama, "step": step, "operators": operators, "memory": memory}
+SECTIONS = {
+    "llama": llama,
+    "step": step,
+    "operators": operators,
+    "memory": memory,
+    "data": data,
+}
 LENGTHS = {"short": 4096, "long": 16384, "longest": 65536, "operators": 8192, "reference": 1024}
 
 

@@ -26,15 +26,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
-    datamodule.setup()
+    datamodule.setup("validate")
     summary = datamodule.summary()
     say(describe_data(summary))
     with open_trainer(cfg) as trainer:
-        trainer.validate(
-            instantiate(cfg.model), datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False
-        )
+        model = instantiate(cfg.model)
+        trainer.validate(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    compressors = {f"{name} bpb": bits for name, bits in datamodule.baselines().items()}
+        if cfg.evaluation:
+            model.examiner = instantiate(cfg.evaluation)
+            datamodule.trainer = trainer
+            loader = model.examiner.loader(datamodule)
+            trainer.test(model, dataloaders=loader, ckpt_path=cfg.ckpt_path, verbose=False)
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        compressors = {f"{name} bpb": bits for name, bits in datamodule.baselines().items()}
     return {**metrics, **compressors, "fingerprint": summary["fingerprint"]}
 
 

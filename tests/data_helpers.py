@@ -1,7 +1,11 @@
-"""A tiny corpus, the rows it must give as plain loops, and a trainer that is only a rank."""
+"""A tiny corpus, also as files, the rows it must give, and a trainer that is only a rank."""
 
+import gzip
+import json
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from litmegalodon.data import (
@@ -114,7 +118,56 @@ def datamodule(
     module = TextDataModule(source, ByteTokenizer(), **settings)
     module.trainer = SimpleNamespace(
         distributed_sampler_kwargs={"rank": rank, "num_replicas": world} if world > 1 else None,
+        global_rank=rank,
+        world_size=world,
         overfit_batches=0,
         state=SimpleNamespace(fn="fit"),
     )
     return module
+
+
+def compressed(data, compression):
+    """`data` as gzip or zstd."""
+    if compression == "gzip":
+        return gzip.compress(data, 1, mtime=0)
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, compression) as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def as_jsonl(records):
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def as_parquet(columns, rows_of_a_group=2):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, row_group_size=rows_of_a_group)
+    return sink.getvalue().to_pybytes()
+
+
+def written_corpus(folder, format, texts, prompts=None):
+    """Files of texts in `format`, as ".jsonl" or ".txt.gz"; their paths, in the texts' order.
+
+    Each text is a file of its own in .txt and .md, and else a record in one, with columns `text`
+    and `id`, or `prompt`, `completion` and `id` if there are prompts.
+    """
+    stem, compression = format, None
+    for ending, name in ((".gz", "gzip"), (".zst", "zstd")):
+        if format.endswith(ending):
+            stem, compression = format.removesuffix(ending), name
+    columns = {"text": texts} if prompts is None else {"prompt": prompts, "completion": texts}
+    columns = {**columns, "id": list(range(len(texts)))}
+    if stem in (".txt", ".md"):
+        contents = {f"{i:04}": text.encode() for i, text in enumerate(texts)}
+    elif stem == ".jsonl":
+        rows = zip(*columns.values(), strict=True)
+        contents = {"corpus": as_jsonl(dict(zip(columns, row, strict=True)) for row in rows)}
+    else:
+        contents = {"corpus": as_parquet(columns)}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, data in contents.items():
+        paths.append(folder / f"{name}{format}")
+        paths[-1].write_bytes(compressed(data, compression) if compression else data)
+    return paths

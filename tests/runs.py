@@ -14,8 +14,9 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def command(script: str, *arguments: str) -> list[str]:
-    """A command line of src/<script>.py."""
-    return [sys.executable, str(ROOT / "src" / f"{script}.py"), *arguments]
+    """A command line of src/<script>.py, or of <script>.py where it names its folder."""
+    path = script if "/" in script else f"src/{script}"
+    return [sys.executable, str(ROOT / f"{path}.py"), *arguments]
 
 
 def run(

@@ -67,6 +67,13 @@ def test_make_generate_hands_on_the_prompt_as_it_is(prompt: str, tmp_path: Path)
     ], done.stderr
 
 
+def test_make_data_hands_experiment_and_settings_to_the_script() -> None:
+    done = make("-n", "data", "EXP=debug", "ARGS=data=synthetic show.rows=1")
+    assert done.stdout.splitlines()[-1] == (
+        ".venv/bin/python scripts/show_data.py experiment=debug data=synthetic show.rows=1"
+    )
+
+
 def fake_python(path: Path, script: str) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

@@ -120,7 +120,7 @@ def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0: must be a .*"),
         ("trainer.devices=0", "trainer.devices=0: must be a whole number, at least 1, a list .*"),
         ("trainer.devices=[]", r"trainer.devices=\[\]: must be a whole number, .*"),
-        ("trainer.devices=3", "data.batch_size=2: counts rows over all 3 processes .*batch_size=3"),
+        ("trainer.devices=3", "data.batch_size=2: counts rows over all 3 .*batch_size=3"),
         ("model.impl=cuda", "model.impl=cuda: must be auto, reference, torch or triton"),
         ("seed=5000000000", "seed=5000000000: must be below 4294967296"),
         ("checkpoint_every=0", "checkpoint_every=0: must be a whole number, at least 1"),

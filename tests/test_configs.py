@@ -15,14 +15,22 @@ from config_helpers import CONFIGS, composed
 from litmegalodon.utils.instantiate import make_trainer
 from litmegalodon.utils.settings import check_settings
 
-GROUP_FILES = sorted(
+ALL_FILES = sorted(
     path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "local"
 )
+EVALUATIONS = [path.stem for path in ALL_FILES if path.parent.name == "evaluation"]
+GROUP_FILES = [path for path in ALL_FILES if path.parent.name != "evaluation"]
 # Extras that a plain installation lacks, by the config that needs them.
 EXTRAS = {
     "logger/tensorboard.yaml": "tensorboard",
     "logger/many_loggers.yaml": "tensorboard",
     "logger/mlflow.yaml": "mlflow",
+}
+
+# What has to be given on the command line, by the config that needs it.
+NEEDED = {
+    "data/files.yaml": ["data.source.paths=[README.md,docs]"],
+    "data/hub.yaml": ["data.source.path=json", "data.source.data_files=corpus.jsonl"],
 }
 
 
@@ -33,7 +41,7 @@ def make_all(cfg: DictConfig) -> tuple[LightningDataModule, LightningModule, Tra
 
 def test_the_files_of_all_groups_are_under_test() -> None:
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"local"}
-    assert {str(path.parent) for path in GROUP_FILES} == groups
+    assert {str(path.parent) for path in ALL_FILES} == groups
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=str)
@@ -41,7 +49,8 @@ def test_every_config_composes_and_makes_what_it_describes(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    cfg = composed(f"{path.parent}={path.stem}", folder=tmp_path)
+    needed = NEEDED.get(str(path), [])
+    cfg = composed(f"{path.parent}={path.stem}", *needed, folder=tmp_path)
     missing = EXTRAS.get(str(path))
     if missing and importlib.util.find_spec(missing) is None:
         with pytest.raises(ValueError, match=rf"logger\.{missing}: .*{missing}"):
@@ -58,10 +67,24 @@ def test_every_config_composes_and_makes_what_it_describes(
         )
 
 
+@pytest.mark.parametrize("path", NEEDED)
+def test_a_setting_that_has_to_be_given_is_asked_for(path: str, tmp_path: Path) -> None:
+    setting = NEEDED[path][0].partition("=")[0]
+    group, name = path.removesuffix(".yaml").split("/")
+    with pytest.raises(ValueError, match=rf"^{re.escape(setting)}=null: must name .*{setting}="):
+        check_settings(composed(f"{group}={name}", folder=tmp_path))
+
+
 def test_the_evaluation_config_composes_and_makes_what_it_describes(tmp_path: Path) -> None:
     cfg = composed("ckpt_path=null", folder=tmp_path, name="eval")
     make_all(cfg)
     assert "scheduler" in cfg.model
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_evaluation_composes_and_can_read(name: str, tmp_path: Path) -> None:
+    cfg = composed(f"evaluation={name}", "ckpt_path=null", folder=tmp_path, name="eval")
+    assert callable(instantiate(cfg.evaluation).read)
 
 
 def test_no_argument_is_the_experiment_tiny(tmp_path: Path) -> None:
@@ -108,9 +131,9 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
 
 
 # Experiments, debug modes and variants of the trainer hold differences from what is explained here.
-SETTINGS_FILES = [CONFIGS / f"{name}.yaml" for name in ("train", "eval", "generate")] + [
+SETTINGS_FILES = [*CONFIGS.glob("*.yaml")] + [
     CONFIGS / path
-    for path in GROUP_FILES
+    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("data/*/*.yaml"))]
     if path.parent.name not in ("experiment", "debug", "hydra")
     and (path.parent.name != "trainer" or path.stem == "default")
 ]

@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -170,6 +171,9 @@ def test_evaluating_a_checkpoint_leaves_the_position_alone():
     module.trainer.state.fn = "validate"
     module.load_state_dict(trained.state_dict())
     assert module.cursor == 0
+    module.tokenizer = SimpleNamespace(fingerprint="another")
+    with pytest.raises(ValueError, match=r"data\.tokenizer\.fingerprint=another: .*bytes-"):
+        module.load_state_dict(trained.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -214,6 +218,7 @@ def test_a_split_without_text_is_refused(train, val):
 
 def test_the_summary_counts_both_splits():
     module = datamodule([b"abcd", b"ef"], [b"ghi"], seq_len=4)
+    module.setup()
     summary = module.summary()
     assert summary == {
         "fingerprint": module.source.fingerprint,
@@ -251,6 +256,19 @@ def test_the_documents_are_read_once():
     module.setup("fit")
     module.setup("validate")
     assert source.reads == 2, "train and val"
+
+
+def test_validating_reads_the_held_out_documents_alone():
+    class HeldOutOnly(ListSource):
+        def shards(self, split):
+            assert split == "val"
+            return super().shards(split)
+
+    module = datamodule(source=HeldOutOnly(documents([b"text"]), documents([b"ghi"])))
+    module.setup("validate")
+    assert [rows_of(batch) for batch in module.val_dataloader()]
+    assert module.summary()["val_bytes"] == 3
+    assert not any(name.startswith("train") for name in module.summary())
 
 
 class Reader(pl.LightningModule):

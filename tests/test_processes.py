@@ -1,4 +1,4 @@
-"""Two processes do what one does: losses, norms, checkpoints."""
+"""Several processes do what one does: losses, norms, checkpoints."""
 
 import pytest
 
@@ -10,7 +10,6 @@ SETTINGS = (
     "experiment=debug",
     "extras.print_config=false",
     "trainer.limit_val_batches=2",
-    "trainer.max_steps=8",
     "validate_every=4",
     "callbacks.report=null",
 )
@@ -19,22 +18,22 @@ SETTINGS = (
 def close(a: list[dict[str, str]], b: list[dict[str, str]], tolerance: float) -> None:
     assert [row["step"] for row in a] == [row["step"] for row in b]
     for one, other in zip(a, b, strict=True):
-        for name in ("train/loss", "train/grad_norm", "val/bpb", "tokens"):
+        for name in ("train/loss", "train/grad_norm", "val/bpb", "tokens", "data/utilisation"):
             if one[name]:
                 assert float(one[name]) == pytest.approx(float(other[name]), rel=tolerance), name
 
 
 @pytest.mark.parametrize("cutting", ["packed", "lanes"])
-def test_two_processes_equal_one_and_continue_each_other(cutting, tmp_path):
-    one, two, more = tmp_path / "one", tmp_path / "two", tmp_path / "more"
+def test_processes_equal_one_and_continue_each_other(cutting, tmp_path):
     settings = (*SETTINGS, f"data.cutting={cutting}")
-    run("train", *settings, f"hydra.run.dir={one}", cwd=tmp_path)
-    run("train", *settings, "trainer.devices=2", f"hydra.run.dir={two}", cwd=tmp_path)
-    close(metrics(two), metrics(one), 1e-4)
-    # What two have saved, one continues; and the other way round.
-    for devices, saved in ((1, two), (2, one)):
-        folder = more / str(devices)
-        resume = (f"trainer.devices={devices}", f"ckpt_path={last_checkpoint(saved)}")
-        longer = (*resume, "trainer.max_steps=12", f"hydra.run.dir={folder}")
-        run("train", *settings, *longer, cwd=tmp_path)
-    close(metrics(more / "1"), metrics(more / "2"), 1e-4)
+    one, rows, earlier = tmp_path / "one", [], ()
+    run("train", *settings, "trainer.max_steps=16", f"hydra.run.dir={one}", cwd=tmp_path)
+    # Four steps each: one process, two with rows of their own, two that share rows, one again.
+    for end, devices, chunk in ((4, 1, 1), (8, 2, 1), (12, 2, 2), (16, 1, 1)):
+        folder = tmp_path / str(end)
+        mesh = (f"trainer.devices={devices}", f"trainer.strategy.chunk_parallel_size={chunk}")
+        steps = (f"trainer.max_steps={end}", f"hydra.run.dir={folder}")
+        run("train", *settings, *mesh, *steps, *earlier, cwd=tmp_path)
+        earlier = (f"ckpt_path={last_checkpoint(folder)}",)
+        rows += metrics(folder)
+    close(rows, metrics(one), 1e-4)

@@ -22,8 +22,10 @@ from inference_helpers import (
     text_of,
     tokens_of,
 )
+from litmegalodon.data import SentencePieceTokenizer
 from litmegalodon.inference import Reader, TextState, generate_together
 from litmegalodon.inference.reader import text_pieces
+from tokenizer_helpers import train
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 # Up to and over the edges of chunks of 16 tokens; a BOS comes first.
@@ -48,10 +50,11 @@ class Count:
 
 
 class Scripted(nn.Module):
-    """Says the tokens of a script after a prompt of two, and notes what it is given."""
+    """Says the tokens of a script after so many tokens of a prompt, and notes what it is given."""
 
-    def __init__(self, script, vocab_size=264):
+    def __init__(self, script, vocab_size=264, outside=(BOS, 258, 263), prompt=3):
         super().__init__()
+        self.outside, self.prompt = list(outside), prompt
         self.anchor = nn.Parameter(torch.zeros(()))
         self.script, self.vocab_size, self.calls = script, vocab_size, []
 
@@ -61,8 +64,8 @@ class Scripted(nn.Module):
         count = (0 if state is None else state.position) + torch.tensor([tokens.shape[1]])
         logits = torch.zeros(1, 1, self.vocab_size)
         # Outside the vocabulary, and BOS: likelier than everything.
-        logits[..., [BOS, 258, 263]] = 100.0
-        logits[:, -1, self.script[max(int(count) - 3, 0)]] = 50.0
+        logits[..., self.outside] = 100.0
+        logits[:, -1, self.script[max(int(count) - self.prompt, 0)]] = 50.0
         return logits, Count(count)
 
 
@@ -105,6 +108,15 @@ def test_all_processes_continue_with_the_tokens_they_agree_on():
     made, text = scripted(b"x" * 9, temperature=0, agree=lambda tokens: [next(agreed)])
     assert text == "yz"
     assert [tokens for tokens, _ in made.model.calls[2:]] == [[[*b"y"]], [[*b"z"]]]
+
+
+def test_a_text_keeps_its_first_space(tmp_path):
+    tokenizer = SentencePieceTokenizer(str(train(tmp_path / "a.model")))
+    script = tokenizer.encode("the dog").tolist()
+    model = Scripted(script, tokenizer.vocab_size, outside=[tokenizer.bos_id], prompt=2)
+    made = Reader(model, tokenizer)
+    assert made.read("the") == 1
+    assert "".join(made.generate(len(script), temperature=0)) == " the dog"
 
 
 def test_no_tokens_wanted_is_no_text(exact):

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from litmegalodon.data.documents import SPLITS, Document, Shard, Source
+from litmegalodon.data.documents import Document, LeftOut, Shard, Source
 from litmegalodon.data.mixture import parts_of
-from litmegalodon.data.store import MemoryStore, OnError, TokenStore, read_documents
+from litmegalodon.data.store import MemoryStore, OnError, TokenStore
 from litmegalodon.data.tokenizer import Tokenizer
 
 GIB = 2**30
@@ -21,87 +21,93 @@ class Part:
 
 
 @dataclass
-class Corpus:
-    """What is trained on, and the held-out documents, which are always in reach."""
+class HeldOut:
+    """The held-out documents, which are always in memory or mapped, and their tokens."""
 
-    train: list[Part] = field(default_factory=list)
-    val: list[TokenStore] = field(default_factory=list)
-    val_documents: list[Document] = field(default_factory=list)
-    # Places that gave no document, in what was read at once.
-    left_out: int = 0
-
-    @property
-    def streamed(self) -> bool:
-        """Whether any of the parts is read as it comes."""
-        return any(part.store is None for part in self.train)
+    stores: list[TokenStore] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
 
 
-def open_corpus(
-    source: Source, tokenizer: Tokenizer, streaming: bool, on_error: OnError, limit: float
-) -> Corpus:
-    """Read a source: all of it, or with `streaming` its held-out documents.
-
-    `limit` is the text in GiB that may be in memory. ValueError, before anything is read, where
-    there is more, and where a split holds no text.
+class Opening:
+    """What both splits are read with: `limit` GiB of text may be in memory, places that give no
+    document are counted in `left_out`.
     """
-    corpus = Corpus()
-    for part, weight in parts_of(source):
-        if hasattr(part, "store"):
-            _check_tokenizer(part.tokenizer_fingerprint, tokenizer)
-            corpus.train.append(Part(weight, part.store("train")))
-            if part.store("val").num_documents:
-                corpus.val.append(part.store("val"))
-                corpus.val_documents += part.validation_documents(tokenizer)
-            continue
-        size = part.num_bytes
-        if not streaming and size is not None and size > limit * GIB:
-            raise ValueError(
-                f"data.in_memory_limit={limit}: the source has {size / GIB:.1f} GiB of text, and"
-                " without streaming all of it is read into memory; set data.streaming=true, prepare"
-                " it once with scripts/prepare_corpus.py, or raise the limit"
-            )
-        counted = {"places": 0}
-        documents = _within(read_documents(part.shards("val"), on_error, counted), limit)
-        held_out = list(documents)
-        corpus.val_documents += held_out
-        if held_out:
-            corpus.val.append(MemoryStore(held_out, tokenizer))
-        if streaming:
-            corpus.train.append(Part(weight, shards=part.shards("train")))
-        else:
-            documents = _within(read_documents(part.shards("train"), on_error, counted), limit)
-            corpus.train.append(Part(weight, MemoryStore(documents, tokenizer)))
-        corpus.left_out += counted["places"]
-    texts = {
-        "train": any(part.store is None or part.store.num_bytes for part in corpus.train),
-        "val": any(store.num_bytes for store in corpus.val),
-    }
-    for split in SPLITS:
-        if not texts[split]:
-            raise ValueError(
-                f"data.source: its {'training' if split == 'train' else 'held-out'} documents"
-                " hold no text; give it more documents or change how it splits them"
-            )
-    return corpus
 
+    def __init__(self, tokenizer: Tokenizer, on_error: OnError, limit: float) -> None:
+        self.tokenizer, self.on_error, self.limit = tokenizer, on_error, limit
+        self.left_out = 0
 
-def _within(documents: Iterable[Document], limit: float) -> Iterator[Document]:
-    """The documents; ValueError where they grow larger than `limit` GiB."""
-    size = 0
-    for document in documents:
-        size += len(document.text)
-        if size > limit * GIB:
-            raise ValueError(
-                f"data.in_memory_limit={limit}: the documents that are kept in memory have more"
-                f" than {limit} GiB of text; set data.streaming=true, hold out fewer documents, or"
-                " raise the limit"
-            )
-        yield document
+    def held_out(self, source: Source) -> HeldOut:
+        """Read the held-out documents; ValueError where they hold no text or too much."""
+        found = HeldOut()
+        for part, _ in parts_of(source):
+            if hasattr(part, "store"):
+                self._check_tokenizer(part.tokenizer_fingerprint)
+                store, documents = part.store("val"), part.validation_documents(self.tokenizer)
+            else:
+                documents = list(self._read(part.shards("val")))
+                store = MemoryStore(documents, self.tokenizer)
+            if store.num_documents:
+                found.stores.append(store)
+                found.documents += documents
+        if not any(store.num_bytes for store in found.stores):
+            raise _no_text("held-out")
+        return found
 
+    def train(self, source: Source, streaming: bool) -> list[Part]:
+        """Open the documents to train on, reading them into memory unless `streaming`.
 
-def _check_tokenizer(prepared_with: str, tokenizer: Tokenizer) -> None:
-    if prepared_with != tokenizer.fingerprint:
-        raise ValueError(
-            f"data.tokenizer: its fingerprint is {tokenizer.fingerprint}, and the corpus was"
-            f" prepared with {prepared_with}; use the tokenizer that it was prepared with"
+        ValueError, before anything is read, where that is too much, and where they hold no text.
+        """
+        parts = []
+        for part, weight in parts_of(source):
+            if hasattr(part, "store"):
+                self._check_tokenizer(part.tokenizer_fingerprint)
+                parts.append(Part(weight, part.store("train")))
+            elif streaming:
+                parts.append(Part(weight, shards=part.shards("train")))
+            else:
+                self._check_size(part.num_bytes)
+                documents = self._read(part.shards("train"))
+                parts.append(Part(weight, MemoryStore(documents, self.tokenizer)))
+        if not any(part.store is None or part.store.num_bytes for part in parts):
+            raise _no_text("training")
+        return parts
+
+    def _read(self, shards: Iterable[Shard]) -> Iterator[Document]:
+        size = 0
+        for shard in shards:
+            for _, item in shard.documents():
+                if isinstance(item, LeftOut):
+                    self.on_error(item)
+                    self.left_out += 1
+                    continue
+                size += len(item.text)
+                if size > self.limit * GIB:
+                    raise self._too_much("more than", self.limit)
+                yield item
+
+    def _check_size(self, size: int | None) -> None:
+        if size is not None and size > self.limit * GIB:
+            raise self._too_much("", size / GIB)
+
+    def _too_much(self, about: str, gib: float) -> ValueError:
+        return ValueError(
+            f"data.in_memory_limit={self.limit:g}: the documents to be kept in memory have {about}"
+            f" {gib:.3g} GiB of text; set data.streaming=true, prepare them once with"
+            " scripts/prepare_corpus.py, hold out fewer, or raise the limit"
         )
+
+    def _check_tokenizer(self, prepared_with: str) -> None:
+        if prepared_with != self.tokenizer.fingerprint:
+            raise ValueError(
+                f"data.tokenizer: its fingerprint is {self.tokenizer.fingerprint}, and the corpus"
+                f" was prepared with {prepared_with}; use the tokenizer that it was prepared with"
+            )
+
+
+def _no_text(kind: str) -> ValueError:
+    return ValueError(
+        f"data.source: its {kind} documents hold no text; give it more documents or change how it"
+        " splits them"
+    )

@@ -16,13 +16,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from litmegalodon.data.batches import TrainBatches, ValBatches
-from litmegalodon.data.corpus import Corpus, Part, open_corpus
+from litmegalodon.data.corpus import HeldOut, Opening, Part
 from litmegalodon.data.documents import Document, Source, compression_baselines
 from litmegalodon.data.packing import PackedRows, check_cutting
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
 from litmegalodon.data.tokenizer import Tokenizer
+from litmegalodon.data.whole import WholeDocuments
 
 
 class TextDataModule(LightningDataModule):
@@ -88,9 +89,11 @@ class TextDataModule(LightningDataModule):
         self.cutting, self.chunk_size = cutting, chunk_size
         self.streaming = streaming
         self.on_error = OnError(on_error)
-        self.in_memory_limit = in_memory_limit
+        self._opening = Opening(tokenizer, self.on_error, in_memory_limit)
         self._position = Position()
-        self._corpus: Corpus | None = None
+        self._parts: list[Part] | None = None
+        self._held_out: HeldOut | None = None
+        # Rows in any order; no rows of training where there are slots.
         self._train: list[PackedRows] = []
         self._val: list[PackedRows] = []
 
@@ -112,25 +115,23 @@ class TextDataModule(LightningDataModule):
         self._position.places = None if places is None else places.cpu().numpy()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the documents, once; ValueError if they and the settings do not fit."""
+        """Read the documents, once, to validate or test the held-out ones alone; ValueError if
+        they and the settings do not fit.
+        """
         self._check_shared("batch_size")
         self._check_shared("val_batch_size")
-        if self._corpus is not None:
-            return
-        corpus = open_corpus(
-            self.source, self.tokenizer, self.streaming, self.on_error, self.in_memory_limit
-        )
-        self._val = [self._packed(store, self.val_seq_len) for store in corpus.val]
-        if not self._has_slots(corpus):
-            for part in corpus.train:
-                if part.store.num_tokens < self.seq_len:
-                    raise ValueError(
-                        f"data.seq_len={self.seq_len}: longer than the training documents, which"
-                        f" have {part.store.num_tokens} tokens; set"
-                        f" data.seq_len={part.store.num_tokens} or less, or give more text"
-                    )
-            self._train = [self._packed(part.store, self.seq_len) for part in corpus.train]
-        self._corpus = corpus
+        if self._parts is None and stage in (None, "fit"):
+            parts = self._opening.train(self.source, self.streaming)
+            if self.streaming and not _streamed(parts):
+                rank_zero_info("data.streaming=true: has no effect, a prepared corpus is mapped")
+            if not self.carries_state and not _streamed(parts):
+                self._train = [self._packed(part.store, self.seq_len) for part in parts]
+                for rows in self._train:
+                    self._check_length(rows.store.num_tokens)
+            self._parts = parts
+        if self._held_out is None:
+            self._held_out = self._opening.held_out(self.source)
+            self._val = [self._packed(store, self.val_seq_len) for store in self._held_out.stores]
 
     def train_dataloader(self) -> DataLoader | SlotLoader:
         """Endless batches from the cursor on; iterating again goes on after the last trained batch.
@@ -159,7 +160,7 @@ class TextDataModule(LightningDataModule):
             return SlotLoader(batches, self.num_workers)
         stream = TrainBatches(
             rows=self._train,
-            weights=tuple(part.weight for part in self._corpus.train),
+            weights=tuple(part.weight for part in self._parts),
             position=position,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -171,7 +172,7 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """All held-out rows in order, once; a rank without a row left gets ignored ones."""
-        self.setup()
+        self.setup("validate")
         rank, world = self._data_rank()
         # Cutting rows out of an array costs less than starting workers for every validation.
         return DataLoader(ValBatches(self._val, self.val_batch_size, rank, world), batch_size=None)
@@ -179,6 +180,16 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """The held-out rows of `val_dataloader`."""
         return self.val_dataloader()
+
+    def whole_documents(self, max_tokens: int | None = None) -> WholeDocuments:
+        """The held-out documents one by one, of each the first `max_tokens` at most; each process
+        reads some of its own, also where several share their rows otherwise.
+        """
+        self.setup("validate")
+        trainer = self.trainer
+        return WholeDocuments(
+            self._held_out.stores, lambda: (trainer.global_rank, trainer.world_size), max_tokens
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""
@@ -188,9 +199,15 @@ class TextDataModule(LightningDataModule):
         """Go on from a checkpoint's cursor; ValueError if these settings give other batches.
 
         batch_size may differ where the cursor counts samples of one order. Evaluating a checkpoint
-        leaves the position alone, and compares nothing.
+        leaves the position alone, and needs the same tokenizer only.
         """
+        name, ours = "tokenizer.fingerprint", self.tokenizer.fingerprint
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            if state_dict[name] != ours:
+                raise ValueError(
+                    f"data.{name}={ours}: the checkpoint was trained with {state_dict[name]}, to"
+                    " which these ids are other text; take the tokenizer that it was trained with"
+                )
             return
         for name, ours in self._identity().items():
             # A setting that the checkpoint does not know had no other value then.
@@ -207,39 +224,37 @@ class TextDataModule(LightningDataModule):
         self.trained(state_dict["cursor"], places)
 
     def summary(self) -> dict[str, int | float | str | None]:
-        """What is read, for printing.
+        """What has been read, for printing.
 
-        `fingerprint`, `tokenizer`, `{train,val}_{documents,bytes,tokens}`, `val_rows`,
-        `val_utilisation`, `left_out_{files,bytes,places}`; for packed rows of stores also
-        `train_{rows,utilisation}`; for streams `train_shards`, and no more of what is trained on
-        than `train_bytes`, about, None where that is unknown.
+        `fingerprint`, `tokenizer`, `val_{documents,bytes,tokens,rows,utilisation}`,
+        `left_out_{files,bytes,places}`; where it was set up to train `train_{documents,bytes,
+        tokens}`, and for rows in any order `train_{rows,utilisation}`; for streams `train_shards`
+        and, about, `train_bytes` only, None where that is unknown.
         """
-        self.setup()
-        corpus = self._corpus
-        counts: dict[str, Any] = {"val": _counts(corpus.val), "train": {}}
-        counts["val"] |= _row_counts(self._val)
-        if corpus.streamed:
-            shards = sum(len(part.shards) for part in corpus.train)
+        self.setup("validate")
+        counts: dict[str, Any] = {"val": _counts(self._held_out.stores) | _row_counts(self._val)}
+        if self._parts is not None and _streamed(self._parts):
+            shards = sum(len(part.shards) for part in self._parts)
             counts["train"] = {"shards": shards, "bytes": self.source.num_bytes}
-        else:
-            counts["train"] = _counts([part.store for part in corpus.train])
+        elif self._parts is not None:
+            counts["train"] = _counts([part.store for part in self._parts])
             counts["train"] |= _row_counts(self._train) if self._train else {}
-        named = {f"{split}_{k}": v for split in ("train", "val") for k, v in counts[split].items()}
+        named = {f"{split}_{k}": v for split, found in counts.items() for k, v in found.items()}
         left_out = {f"left_out_{name}": count for name, count in self.source.left_out.items()}
         identity = {"fingerprint": self.source.fingerprint, "tokenizer": self.tokenizer.fingerprint}
-        return {**identity, **named, **left_out, "left_out_places": corpus.left_out}
+        return {**identity, **named, **left_out, "left_out_places": self._opening.left_out}
 
     @property
     def val_bytes(self) -> int:
         """Bytes of the held-out documents: what bits per byte are counted over."""
-        self.setup()
-        return sum(store.num_bytes for store in self._corpus.val)
+        self.setup("validate")
+        return sum(store.num_bytes for store in self._held_out.stores)
 
     @property
     def val_targets(self) -> int:
         """Predicted tokens of the held-out documents, their ends included."""
-        self.setup()
-        return sum(store.num_targets for store in self._corpus.val)
+        self.setup("validate")
+        return sum(store.num_targets for store in self._held_out.stores)
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of gzip -9 and xz on the held-out documents: `{"gzip": ..., "xz": ...}`."""
@@ -247,11 +262,8 @@ class TextDataModule(LightningDataModule):
 
     def validation_documents(self) -> list[Document]:
         """The held-out documents, in order."""
-        self.setup()
-        return self._corpus.val_documents
-
-    def _has_slots(self, corpus: Corpus) -> bool:
-        return self.carries_state or corpus.streamed
+        self.setup("validate")
+        return self._held_out.documents
 
     def _packed(self, store: Any, seq_len: int) -> PackedRows:
         return PackedRows(store, seq_len, self.tokenizer.eos_id, self.reset_documents)
@@ -263,11 +275,10 @@ class TextDataModule(LightningDataModule):
         return list(range(rank * share, (rank + 1) * share))
 
     def _reader(self, slot: int) -> Reader:
-        parts = self._corpus.train
-        readers = [self._part_reader(part, slot) for part in parts]
+        readers = [self._part_reader(part, slot) for part in self._parts]
         if len(readers) == 1:
             return readers[0]
-        return MixtureReader(readers, [part.weight for part in parts])
+        return MixtureReader(readers, [part.weight for part in self._parts])
 
     def _part_reader(self, part: Part, slot: int) -> Reader:
         order = {"slot": slot, "slots": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
@@ -302,7 +313,7 @@ class TextDataModule(LightningDataModule):
             "streaming": self.streaming,
         }
         self.setup()
-        if self._has_slots(self._corpus):
+        if not self._train:
             identity |= {"batch_size": self.batch_size}
         return identity
 
@@ -310,6 +321,13 @@ class TextDataModule(LightningDataModule):
         """This process' rank among the data-parallel ones and their number, 0 and 1 if alone."""
         of_strategy = getattr(self.trainer, "distributed_sampler_kwargs", None)
         return (of_strategy["rank"], of_strategy["num_replicas"]) if of_strategy else (0, 1)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens < self.seq_len:
+            raise ValueError(
+                f"data.seq_len={self.seq_len}: longer than the training documents, which have"
+                f" {num_tokens} tokens; set data.seq_len={num_tokens} or less, or give more text"
+            )
 
     def _check_shared(self, setting: str) -> None:
         """ValueError if the ranks cannot share a batch's rows equally."""
@@ -320,6 +338,10 @@ class TextDataModule(LightningDataModule):
                 f"data.{setting}={batch_size}: counts rows over all {world} data-parallel"
                 f" processes and must divide by them; set data.{setting}={nearest}"
             )
+
+
+def _streamed(parts: list[Part]) -> bool:
+    return any(part.store is None for part in parts)
 
 
 def _counts(stores: list[Any]) -> dict[str, int]:

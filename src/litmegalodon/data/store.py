@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from litmegalodon.data.documents import Document, LeftOut, Shard
+from litmegalodon.data.documents import Document, LeftOut
 from litmegalodon.data.tokenizer import Tokenizer, pieces
 
 IGNORED = -100
@@ -134,16 +134,3 @@ class OnError:
         if item.error and self._said <= self.SAID:
             more = "; further ones are only counted" if self._said == self.SAID else ""
             print(f"data: left out {item.where}: {item.reason}{more}", flush=True)
-
-
-def read_documents(
-    shards: Iterable[Shard], on_error: OnError, left_out: dict[str, int]
-) -> Iterator[Document]:
-    """All documents of shards in order; counts what gives none in `left_out["places"]`."""
-    for shard in shards:
-        for _, item in shard.documents():
-            if isinstance(item, LeftOut):
-                on_error(item)
-                left_out["places"] = left_out.get("places", 0) + 1
-            else:
-                yield item

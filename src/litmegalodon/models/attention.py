@@ -21,6 +21,7 @@ from litmegalodon.models.rows import (
     rms,
     rms_backward,
 )
+from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState
 from litmegalodon.ops import chunk_attention
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
@@ -61,23 +62,24 @@ class MovingAverageGatedAttention(nn.Module):
         position: Tensor,
         resets: Tensor | None,
         seed: int | None,
+        span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], position int64 [B], seed of DropKey -> Y [B, L, D], state."""
         c, (batch, length, dim) = self.config, x.shape
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
-        t, norm_state = self.timenorm(x, state.norm if state else None, resets)
-        ema, h = self.cema(t, state.h if state else None, resets)
+        t, norm_state = self.timenorm(x, state.norm if state else None, resets, span)
+        # The values need T only: they are computed while other processes' states arrive.
+        moving_average = self.cema.begin(t, state.h if state else None, resets, span)
+        v = _Values.apply(t.flatten(0, 1), self.wv.weight, self.wv.bias, product_dtype(t))
+        ema, h = moving_average()
 
-        m, q, k, v, r = _Projections.apply(
+        m, q, k, r = _Projections.apply(
             ema.flatten(0, 1),
-            t.flatten(0, 1),
             self.rmsnorm.weight,
             self.wz.weight,
             self.wz.bias,
             self.gamma,
             self.beta,
-            self.wv.weight,
-            self.wv.bias,
             self.wr.weight,
             self.wr.bias,
             Dropout.draw(hidden, batch * length, dim, x.device).mask,
@@ -110,24 +112,54 @@ class MovingAverageGatedAttention(nn.Module):
         return y.view_as(x), LayerState(norm_state, h, kv)
 
 
-class _Projections(torch.autograd.Function):
-    """From CEMA's output and T to M, queries, keys, values and the gate's pre-activation.
+class _Values(torch.autograd.Function):
+    """v = silu(T Wv + bv)."""
 
-    M = RMSNorm(ema); Z = M Wz + bz normalised per head; q, k = Z * (gamma + 1) / sqrt(z) + beta; v
-    = silu(T Wv + bv); r = M Wr + br.
+    @staticmethod
+    @forward_pass
+    def forward(ctx, t, wv, bv, dtype):
+        to_v, v_bias = cast(dtype, wv, bv)
+        pre, v = (t.new_empty(len(t), len(wv), dtype=dtype) for _ in range(2))
+        for tile in tiles(t):
+            torch.addmm(v_bias, t[tile].to(dtype), to_v.t(), out=pre[tile])
+            v[tile] = silu(pre[tile])
+        ctx.save_for_backward(t, wv, bv, pre)
+        ctx.dtype = dtype
+        return v
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, d_v):
+        t, *parameters, pre = ctx.saved_tensors
+        (to_v,) = cast(ctx.dtype, parameters[0])
+        totals = accumulators(*parameters)
+        d_wv, d_bv = totals
+        d_t = torch.empty_like(t)
+        for tile in tiles(t):
+            d_pre = torch.ops.aten.silu_backward(d_v[tile], pre[tile])
+            add_product(d_wv, d_pre.t(), t[tile].to(ctx.dtype))
+            d_bv += d_pre.sum(0)
+            d_t[tile] = d_pre @ to_v
+        return d_t, *as_gradients(totals, parameters), None
+
+
+class _Projections(torch.autograd.Function):
+    """From CEMA's output to M, queries, keys and the gate's pre-activation.
+
+    M = RMSNorm(ema); Z = M Wz + bz normalised per head; q, k = Z * (gamma + 1) / sqrt(z) + beta; r
+    = M Wr + br.
     """
 
     @staticmethod
     @forward_pass
-    def forward(ctx, ema, t, weight, wz, bz, gamma, beta, wv, bv, wr, br, keep, settings, dtype):
+    def forward(ctx, ema, weight, wz, bz, gamma, beta, wr, br, keep, settings, dtype):
         wide, (heads, eps, hidden) = compute_dtype(ema), settings
         drop = Dropout(hidden, keep)
-        matrices = cast(dtype, wz, bz, wv, bv, wr, br)
-        to_z, z_bias, to_v, v_bias, to_r, r_bias = matrices
-        rows, (e, z) = len(ema), (len(wv), len(wz))
+        to_z, z_bias, to_r, r_bias = cast(dtype, wz, bz, wr, br)
+        rows, z = len(ema), len(wz)
         m = ema.new_empty(rows, ema.shape[1], dtype=dtype)
         zs, q, k = (ema.new_empty(rows, z, dtype=dtype) for _ in range(3))
-        pre, v, r = (ema.new_empty(rows, e, dtype=dtype) for _ in range(3))
+        r = ema.new_empty(rows, len(wr), dtype=dtype)
         scale, shift = _affine(gamma, beta, heads, wide)
         for tile in tiles(ema):
             m[tile] = drop(_scaled(rms(ema[tile].to(wide), eps)[0], weight), tile)
@@ -135,33 +167,25 @@ class _Projections(torch.autograd.Function):
             normed, _ = rms(zs[tile].to(wide).unflatten(1, (heads, -1)), eps)
             q[tile] = torch.addcmul(shift[0], normed, scale[0]).flatten(1)
             k[tile] = torch.addcmul(shift[1], normed, scale[1]).flatten(1)
-            torch.addmm(v_bias, t[tile].to(dtype), to_v.t(), out=pre[tile])
-            v[tile] = silu(pre[tile])
             torch.addmm(r_bias, m[tile], to_r.t(), out=r[tile])
-        parameters = (weight, wz, bz, gamma, beta, wv, bv, wr, br)
-        ctx.save_for_backward(ema, t, *parameters, m, zs, pre, keep)
+        ctx.save_for_backward(ema, weight, wz, bz, gamma, beta, wr, br, m, zs, keep)
         ctx.settings, ctx.dtype = settings, dtype
-        return m, q, k, v, r
+        return m, q, k, r
 
     @staticmethod
     @backward_pass
-    def backward(ctx, d_m, d_q, d_k, d_v, d_r):
-        ema, t, *parameters, m, zs, pre, keep = ctx.saved_tensors
-        weight, wz, _, gamma, beta, wv, _, wr, _ = parameters
+    def backward(ctx, d_m, d_q, d_k, d_r):
+        ema, *parameters, m, zs, keep = ctx.saved_tensors
+        weight, wz, _, gamma, beta, wr, _ = parameters
         dtype, wide, (heads, eps, hidden) = ctx.dtype, compute_dtype(ema), ctx.settings
         drop = Dropout(hidden, keep)
-        to_z, to_v, to_r = cast(dtype, wz, wv, wr)
+        to_z, to_r = cast(dtype, wz, wr)
         totals = accumulators(*parameters)
-        d_weight, d_wz, d_bz, d_gamma, d_beta, d_wv, d_bv, d_wr, d_br = totals
-        d_ema, d_t = torch.empty_like(ema), torch.empty_like(t)
+        d_weight, d_wz, d_bz, d_gamma, d_beta, d_wr, d_br = totals
+        d_ema = torch.empty_like(ema)
         scale, _ = _affine(gamma, beta, heads, wide)
         root = math.sqrt(len(wz) // heads)
         for tile in tiles(ema):
-            d_pre = torch.ops.aten.silu_backward(d_v[tile], pre[tile])
-            add_product(d_wv, d_pre.t(), t[tile].to(dtype))
-            d_bv += d_pre.sum(0)
-            d_t[tile] = d_pre @ to_v
-
             normed, factor = rms(zs[tile].to(wide).unflatten(1, (heads, -1)), eps)
             d_normed = torch.zeros_like(normed)
             for i, d_affine in enumerate((d_q[tile], d_k[tile])):
@@ -180,7 +204,7 @@ class _Projections(torch.autograd.Function):
                 d_weight += (d_m_tile * normed).sum(0)
                 d_m_tile = d_m_tile * (weight + 1)
             d_ema[tile] = rms_backward(d_m_tile, normed, factor)
-        return d_ema, d_t, *as_gradients(totals, parameters), None, None, None
+        return d_ema, *as_gradients(totals, parameters), None, None, None
 
 
 def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from litmegalodon.ops import NormState, cema, timestep_norm
+from litmegalodon.models.span import Span
+from litmegalodon.ops import NormState, cema, cema_end, timestep_norm, timestep_norm_end
+from litmegalodon.ops.dispatch import compute_dtype
 
 
 class Linear(nn.Linear):
@@ -44,12 +46,22 @@ class TimestepNorm(KeepsFloat32):
         self.bias = nn.Parameter(torch.empty(dim))
 
     def forward(
-        self, x: Tensor, state: NormState | None, resets: Tensor | None
+        self,
+        x: Tensor,
+        state: NormState | None,
+        resets: Tensor | None,
+        span: Span | None = None,
     ) -> tuple[Tensor, NormState]:
-        """x [B, L, D] -> normalised [B, L, D], statistics after the last token."""
-        return timestep_norm(
+        """x [B, L, D] -> normalised [B, L, D], statistics after the row's last token."""
+        after = None
+        if span is not None:
+            end = timestep_norm_end(x, self.num_groups, resets, impl=self.impl)
+            moments = torch.stack([end.mean, end.var]).to(compute_dtype(x))
+            state, after = span.norm_states(span.gather("norm", moments)(), state)
+        y, end = timestep_norm(
             x, self.weight, self.bias, self.num_groups, self.eps, state, resets, impl=self.impl
         )
+        return y, end if after is None else after
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, groups={self.num_groups}, eps={self.eps}, impl={self.impl}"
@@ -71,8 +83,30 @@ class ComplexEMA(KeepsFloat32):
         self, x: Tensor, state: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """x [B, L, D] -> y [B, L, D], h [B, D, N, 2]."""
-        parameters = (self.alpha, self.delta, self.theta, self.gamma, self.omega)
-        return cema(x, *parameters, state, resets, impl=self.impl)
+        return cema(x, *self._coefficients, self.omega, state, resets, impl=self.impl)
+
+    def begin(
+        self, x: Tensor, state: Tensor | None, resets: Tensor | None, span: Span | None
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Send what the other processes need; the function returned waits and is `forward`.
+
+        Between the two is time for whatever needs no result of it. Without a span there is nothing
+        to send.
+        """
+        if span is None:
+            return lambda: self(x, state, resets)
+        end = cema_end(x, *self._coefficients, self.omega, resets, impl=self.impl)
+        arrive = span.gather("cema", end)
+
+        def finish() -> tuple[Tensor, Tensor]:
+            before, after = span.cema_states(arrive(), state, self._coefficients)
+            return self(x, before, resets)[0], after
+
+        return finish
+
+    @property
+    def _coefficients(self) -> tuple[Tensor, ...]:
+        return self.alpha, self.delta, self.theta, self.gamma
 
     def extra_repr(self) -> str:
         return f"{self.alpha.shape[0]}, ndim={self.alpha.shape[1]}, impl={self.impl}"

@@ -16,6 +16,7 @@ from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
 from litmegalodon.models.layers import Linear, TimestepNorm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
+from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState, MegalodonState
 from litmegalodon.ops.dispatch import IMPLEMENTATIONS
 
@@ -40,12 +41,15 @@ class Block(nn.Module):
         position: Tensor,
         resets: Tensor | None,
         seed: int | None = None,
+        span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], position int64 [B] -> [B, L, D], state."""
+        inputs = (x, state, position, resets, seed)
         # In here, not around the block: what shards parameters wraps the block once.
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._compute, x, state, position, resets, seed, use_reentrant=False)
-        return self._compute(x, state, position, resets, seed)
+            once = None if span is None else span.once()
+            return checkpoint(self._compute, *inputs, once, use_reentrant=False)
+        return self._compute(*inputs, span)
 
     def _compute(
         self,
@@ -54,8 +58,9 @@ class Block(nn.Module):
         position: Tensor,
         resets: Tensor | None,
         seed: int | None,
+        span: Span | None,
     ) -> tuple[Tensor, LayerState]:
-        y, state = self.mega(x, state, position, resets, seed)
+        y, state = self.mega(x, state, position, resets, seed, span)
         return self.nffn(y, x), state
 
 
@@ -145,47 +150,77 @@ class Megalodon(nn.Module):
         targets: Tensor,
         state: MegalodonState | None = None,
         resets: Tensor | None = None,
+        span: Span | None = None,
     ) -> tuple[Tensor, Tensor, MegalodonState]:
         """Negative log-likelihood of targets, without a copy of the logits where they are large.
 
         Args:
             tokens, state, resets: as in `forward`.
             targets: int64 [B, L]; -100 is ignored.
+            span: where the rows are longer than tokens, which are one process's stretch of them:
+                how it is connected with the others'. The memory, in and out, is the whole row's
+                then, the same in every process, and comes out without gradients.
 
         Returns:
             sum of the negative log-likelihoods in nats (float32 or better), number of valid targets
             (int64), memory.
+
+        Raises:
+            ValueError: a shape or dtype that can't be served, a stretch that is not whole chunks.
         """
         if targets.shape != tokens.shape:
             raise ValueError(
                 f"targets has shape {tuple(targets.shape)}; "
                 f"it must be that of tokens, {tuple(tokens.shape)}"
             )
-        x, state = self._hidden(tokens, state, resets)
+        x, state = self._hidden(tokens, state, resets, span)
         labels = targets.flatten()
         nll = sum_of_nll(x.flatten(0, 1), self.output.output.weight, labels)
         return nll, (labels != IGNORED).sum(), state
 
     def _hidden(
-        self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None
+        self,
+        tokens: Tensor,
+        state: MegalodonState | None,
+        resets: Tensor | None,
+        span: Span | None = None,
     ) -> tuple[Tensor, MegalodonState]:
         """Everything but the output matrix: [B, L, D] after the final norm."""
         self._check(tokens, state, resets)
-        position = tokens.new_zeros(tokens.shape[0]) if state is None else state.position
+        begin = tokens.new_zeros(tokens.shape[0]) if state is None else state.position
+        position, end = begin, begin + tokens.shape[1]
+        if span is not None:
+            self._check_span(tokens, state, span)
+            position, end = begin + span.rank * span.length, begin + span.size * span.length
         x = self.embed(tokens)
         if self.config.scale_emb:
             x = x * math.sqrt(self.config.model_dim)
         x = dropout(x, self.config.dropout, self.training)
-        ends = []
+        layers = []
         for i, block in enumerate(self.layers):
             # Drawn here, outside what may be recomputed in the backward pass.
             seed = None
             if self.training and self.config.attention_dropout > 0.0:
                 seed = int(torch.randint(2**62, ()))
-            x, end = block(x, state.layers[i] if state else None, position, resets, seed)
-            ends.append(end)
-        x, norm = self.output.final_norm(x, state.norm if state else None, resets)
-        return x, MegalodonState(position + tokens.shape[1], tuple(ends), norm)
+            before = state.layers[i] if state else None
+            x, after = block(x, before, position, resets, seed, span)
+            layers.append(after)
+        x, norm = self.output.final_norm(x, state.norm if state else None, resets, span)
+        return x, MegalodonState(end, tuple(layers), norm)
+
+    def _check_span(self, tokens: Tensor, state: MegalodonState | None, span: Span) -> None:
+        """A stretch and what comes before it are whole chunks: attention sees nothing outside."""
+        chunk = self.config.chunk_size
+        if tokens.shape[1] != span.length or span.length % chunk:
+            raise ValueError(
+                f"tokens has shape {tuple(tokens.shape)}: a process's stretch of a row has "
+                f"{span.length} of them and must be whole chunks of chunk_size={chunk}"
+            )
+        if state is not None and (state.position % chunk).any():
+            raise ValueError(
+                f"state.position={state.position.tolist()}: a row that several processes share "
+                f"begins at a multiple of chunk_size={chunk}"
+            )
 
     def _check(self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.shape[1] < 1:

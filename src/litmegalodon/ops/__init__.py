@@ -1,7 +1,26 @@
-"""The three operators of a MEGALODON: each takes an incoming state and returns the outgoing one."""
+"""The three operators of a MEGALODON: each takes an incoming state and returns the outgoing one.
 
-from litmegalodon.ops.cema import cema
+`*_end` is the state that a stretch of tokens leaves by itself, `*_merge` the one that several leave
+together: for rows that several processes share.
+"""
+
+from litmegalodon.ops.cema import cema, cema_end, cema_merge
 from litmegalodon.ops.chunk_attention import KeyValueState, chunk_attention
-from litmegalodon.ops.timestep_norm import NormState, timestep_norm
+from litmegalodon.ops.timestep_norm import (
+    NormState,
+    timestep_norm,
+    timestep_norm_end,
+    timestep_norm_merge,
+)
 
-__all__ = ["KeyValueState", "NormState", "cema", "chunk_attention", "timestep_norm"]
+__all__ = [
+    "KeyValueState",
+    "NormState",
+    "cema",
+    "cema_end",
+    "cema_merge",
+    "chunk_attention",
+    "timestep_norm",
+    "timestep_norm_end",
+    "timestep_norm_merge",
+]

@@ -73,5 +73,10 @@ class Segments:
 
 
 def cumsum(values: Tensor, reverse: bool = False) -> Tensor:
-    """Cumulative sum of values [B, L, K] along L, from the end if `reverse`."""
+    """Cumulative sum of values [B, L, ...] along L, from the end if `reverse`."""
     return values.flip(1).cumsum(1).flip(1) if reverse else values.cumsum(1)
+
+
+def last_run(resets: Tensor) -> Tensor:
+    """Which tokens belong to the document that a row ends with; both bool [B, L]."""
+    return cumsum(resets.long(), reverse=True) == resets.long()

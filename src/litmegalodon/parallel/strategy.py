@@ -7,43 +7,82 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from litmegalodon.models.span import Span
+from litmegalodon.parallel.exchange import ChunkGroup
+from litmegalodon.parallel.mesh import resolve
+from litmegalodon.parallel.parallelize import build_mesh
 from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta
 
 PARTIAL, DOOMED = ".partial", ".deleted"
 
 
-class ShardedStrategy(ModelParallelStrategy):
-    """Data parallelism with sharded parameters over all processes.
+class ChunkParallelStrategy(ModelParallelStrategy):
+    """Sharded parameters over all processes, which read different rows or share them.
 
     A checkpoint is a directory that is complete or absent: it is written under another name and
     renamed at the end, and renamed before it is deleted.
 
     Args:
+        chunk_parallel_size: processes that share each row, a stretch of whole chunks to each.
+        data_parallel_size: such groups, each with rows of its own, that share the parameters; -1:
+            as many as there are.
+        replicate_size: copies of all that, to gather parameters from near processes only.
         timeout_minutes: how long a process waits for another one before the run is given up.
     """
 
-    def __init__(self, timeout_minutes: float = 30.0) -> None:
+    def __init__(
+        self,
+        chunk_parallel_size: int = 1,
+        data_parallel_size: int = -1,
+        replicate_size: int = 1,
+        timeout_minutes: float = 30.0,
+    ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self._asked = (replicate_size, data_parallel_size, chunk_parallel_size)
 
     def setup_environment(self) -> None:
-        """Start the process group and lay the processes out as a mesh with the one axis `data`."""
+        """Start the process group and lay the processes out as a mesh.
+
+        Raises:
+            ValueError: the processes can't share the data module's rows so.
+        """
         self._setup_distributed()
-        self._device_mesh = init_device_mesh(
-            self.root_device.type, (self.world_size,), mesh_dim_names=("data",)
+        module = self.lightning_module
+        assert module is not None
+        degrees = resolve(
+            self.world_size, *self._asked, module.config.chunk_size, row_lengths(module.trainer)
         )
-        assert self.lightning_module is not None
-        self.lightning_module._device_mesh = self._device_mesh
+        self._device_mesh = build_mesh(self.root_device.type, degrees)
+        self._chunk_group = ChunkGroup(self._device_mesh["chunk"])
+        module._device_mesh = self._device_mesh
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """Number of data-parallel ranks, and which of them this process is."""
-        data = self.device_mesh["data"]
-        return {"num_replicas": data.size(), "rank": data.get_local_rank()}
+        """Number of groups of processes that read rows of their own, and which one this is in."""
+        replicate, data = (self.device_mesh[name] for name in ("replicate", "data"))
+        rank = replicate.get_local_rank() * data.size() + data.get_local_rank()
+        return {"num_replicas": replicate.size() * data.size(), "rank": rank}
+
+    def share(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Span | None]:
+        """This process's stretch of a batch's rows and its connection with the others; none if it
+        reads whole rows.
+        """
+        if self._chunk_group.size == 1:
+            return batch, None
+        span = Span(self._chunk_group, batch["resets"])
+        parts = {name: span.part(batch[name]) for name in ("tokens", "targets", "resets")}
+        # Counts over whole rows, which are summed over all processes: one of a group tells them.
+        told = {name: batch[name] for name in ("padding", "left_out") if name in batch}
+        if span.rank > 0:
+            told = {name: torch.zeros_like(count) for name, count in told.items()}
+        return batch | parts | told, span
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -96,6 +135,13 @@ class ShardedStrategy(ModelParallelStrategy):
         self.lightning_module.check_checkpoint(read_meta(path, setting), path)
         with damaged_is_refused(setting):
             return super().load_checkpoint(path, weights_only=True)
+
+
+def row_lengths(trainer: Trainer) -> dict[str, int]:
+    """Tokens in a row of the trainer's data module, by the setting that says so."""
+    names = ("seq_len", "val_seq_len")
+    data = trainer.datamodule
+    return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import lightning
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from litmegalodon.data.slots import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
-from litmegalodon.parallel import parallelize, shard_rows
+from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
 from litmegalodon.utils.checkpoint_files import check_same_model, damaged_is_refused, read_meta
@@ -74,6 +74,8 @@ class MegalodonModule(lightning.LightningModule):
             block.activation_checkpointing = activation_checkpointing
         self.val_loss = TokenLoss()
         self.lanes: LaneMemory | None = None
+        # Takes the place of the test: anything with read(model, batch) and results(is_main).
+        self.examiner: nn.Module | None = None
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens,
         # padding.
         self._step_sums: Tensor | None = None
@@ -123,9 +125,10 @@ class MegalodonModule(lightning.LightningModule):
         # Dropout is a function of the seed, the place in the data and the rank: no random state to
         # restore.
         torch.manual_seed(_key(self.seed, int(batch["cursor"]), self.global_rank))
+        batch, span = self.trainer.strategy.share(batch)
         state = None if self.lanes is None else self.lanes.state()
         nll, valid, state = self.model.loss(
-            batch["tokens"], batch["targets"], state, resets=batch["resets"]
+            batch["tokens"], batch["targets"], state, resets=batch["resets"], span=span
         )
         if self.lanes is not None:
             self.lanes.keep(state)
@@ -190,7 +193,10 @@ class MegalodonModule(lightning.LightningModule):
             self.log("data/left_out", self.trainer.strategy.reduce(left_out, reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        nll, valid, _ = self.model.loss(batch["tokens"], batch["targets"], resets=batch["resets"])
+        batch, span = self.trainer.strategy.share(batch)
+        nll, valid, _ = self.model.loss(
+            batch["tokens"], batch["targets"], resets=batch["resets"], span=span
+        )
         self.val_loss.update(nll, valid)
 
     def on_validation_epoch_end(self) -> None:
@@ -201,10 +207,17 @@ class MegalodonModule(lightning.LightningModule):
         self._clock = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        if self.examiner is None:
+            self.validation_step(batch, batch_idx)
+        else:
+            self.examiner.read(self.model, batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_quality("test")
+        if self.examiner is None:
+            self._log_quality("test")
+        else:
+            # Every rank has the sums of all: sync_dist averages equal values.
+            self.log_dict(self.examiner.results(self.trainer.is_global_zero), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save amid the micro-batches of a step: no checkpoint holds their gradients."""

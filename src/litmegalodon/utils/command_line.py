@@ -6,12 +6,25 @@ import sys
 from pathlib import Path
 
 # Settings whose values are paths. Hydra's grammar has no unquoted `=`, which checkpoint names hold.
-PATHS = ("ckpt_path", "init_from", "hydra.run.dir", "prompt_file", "state", "save_state")
+PATHS = (
+    "ckpt_path",
+    "init_from",
+    "hydra.run.dir",
+    "output",
+    "prompt_file",
+    "state",
+    "save_state",
+    "data.source.folder",
+    "data.tokenizer.path",
+)
 UNQUOTED = re.compile(r"[\w\-./\\+%*@?|:]*")
 
 
 def prepare(script: str) -> None:
-    """Set PROJECT_ROOT, read .env and quote the paths on the command line of a script in src/."""
+    """Set PROJECT_ROOT, read .env and quote the paths on the command line.
+
+    `script` lies in a folder of the project, as src/ or scripts/.
+    """
     root = Path(script).resolve().parents[1]
     os.environ.setdefault("PROJECT_ROOT", str(root))
     read_env(root / ".env")

@@ -52,7 +52,7 @@ def opening(cfg: DictConfig) -> None:
         say_where_the_schedule_ends(cfg)
     if cfg.get("init_from"):
         say(f"weights from: {short_path(Path(cfg.init_from))}")
-    if cfg.ckpt_path:
+    if cfg.get("ckpt_path"):
         checkpoint = Path(cfg.ckpt_path)
         say(f"checkpoint: {short_path(checkpoint)}")
         earlier = checkpoint.parent.parent
@@ -102,15 +102,16 @@ def print_config(cfg: DictConfig, folder: Path) -> None:
 
 def describe_data(summary: Mapping[str, Any]) -> str:
     """A line on what is read, from a data module's summary."""
-    size = summary["train_bytes"]
+    size = summary.get("train_bytes")
     text = "text of unknown size" if size is None else f"{size / 1e6:.2f} MB"
+    train = ""
     if "train_documents" in summary:
-        train = f"{summary['train_documents']:,} documents, {text} to train on"
-    else:
-        train = f"{summary['train_shards']:,} shards, {text} in all, to train on as they are read"
+        train = f" {summary['train_documents']:,} documents, {text} to train on;"
+    elif "train_shards" in summary:
+        train = f" {summary['train_shards']:,} shards, {text} in all, to train on as it is read;"
     left_out = summary["left_out_places"]
     return (
-        f"data: {train}; {summary['val_documents']:,} documents,"
+        f"data:{train} {summary['val_documents']:,} documents,"
         f" {summary['val_bytes'] / 1e6:.2f} MB held out; fingerprint {summary['fingerprint']}"
         + (f"; {left_out:,} places left out" if left_out else "")
     )

@@ -14,9 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.data.packing import CUTTINGS, check_cutting
 from litmegalodon.data.store import OnError
+from litmegalodon.parallel.mesh import resolve
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.errors import cause
 
+# Arguments of `litmegalodon.parallel.mesh.resolve`, in its order.
+DEGREES = ("replicate_size", "data_parallel_size", "chunk_parallel_size")
 WHOLE_NUMBERS_AT_LEAST = {
     "data.seq_len": 1,
     "data.batch_size": 1,
@@ -34,6 +37,13 @@ WHOLE_NUMBERS_AT_LEAST = {
     "seed": 0,
     "max_new_tokens": 0,
     "piece_tokens": 1,
+    "workers": 1,
+    "units.train": 1,
+    "units.val": 1,
+    "vocab_size": 1,
+    "max_bytes": 1,
+    "max_held_out_bytes": 1,
+    **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
     "data.val_seq_len",
@@ -51,6 +61,7 @@ NUMBERS = {
     "model.scheduler.initial_ratio": (0, 1, True),
     "model.scheduler.final_ratio": (0, 1, True),
     "trainer.gradient_clip_val": (0, math.inf, False),
+    "character_coverage": (0, 1, False),
 }
 CHOICES = {
     "data.cutting": CUTTINGS,
@@ -63,6 +74,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
+    "model_type": ("bpe", "unigram"),
 }
 # Objects that a run can't do without; without one of these there would be nothing to check inside.
 NEEDED = (
@@ -85,6 +97,7 @@ FLAGS = (
     "extras.enforce_tags",
     "extras.print_config",
     "extras.tracebacks",
+    "overwrite",
 )
 
 
@@ -176,8 +189,8 @@ def check_processes(cfg: DictConfig) -> None:
             f"trainer.devices={devices}: must be a whole number, at least 1, a list of GPUs"
             " as [0,2], or auto"
         )
-    if is_list or devices != "auto":
-        check_batches(cfg, (len(devices) if is_list else devices) * nodes)
+    if is_list or devices not in ("auto", -1):
+        check_batches(cfg, check_mesh(cfg, (len(devices) if is_list else devices) * nodes))
     alone = (devices == 1 or (is_list and len(devices) == 1)) and nodes == 1
     if not HydraConfig.initialized():
         return
@@ -196,15 +209,26 @@ def check_processes(cfg: DictConfig) -> None:
         )
 
 
-def check_batches(cfg: DictConfig, processes: int) -> None:
-    """Batches divide by the processes, before any process starts; the data module checks again."""
+def check_mesh(cfg: DictConfig, processes: int) -> int:
+    """How the processes share rows and parameters; returns how many groups read their own rows."""
+    degrees = [cfg.trainer.strategy.get(name) for name in DEGREES]
+    if None in degrees:
+        # A strategy of the user's own, whose processes all read their own rows.
+        return processes
+    names = ("seq_len", "val_seq_len")
+    lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
+    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths).readers
+
+
+def check_batches(cfg: DictConfig, readers: int) -> None:
+    """Batches divide by who reads them, before any process starts; the data module checks again."""
     for name in ("data.batch_size", "data.val_batch_size"):
         size = OmegaConf.select(cfg, name)
-        if processes > 1 and size and size % processes:
-            nearest = max(1, round(size / processes)) * processes
+        if readers > 1 and size and size % readers:
+            nearest = max(1, round(size / readers)) * readers
             raise ValueError(
-                f"{name}={size}: counts rows over all {processes} processes and must divide by"
-                f" them; set {name}={nearest}"
+                f"{name}={size}: counts rows over all {readers} data-parallel processes and must "
+                f"divide by them; set {name}={nearest}"
             )
 
 

@@ -1,7 +1,10 @@
 """The public function of the complex exponential moving average."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from litmegalodon.ops.cema.merge import end_pytorch
 from litmegalodon.ops.cema.pytorch import cema_pytorch
 from litmegalodon.ops.cema.reference import cema_reference
 from litmegalodon.ops.dispatch import check_input, check_shapes, choose, public
@@ -52,6 +55,65 @@ def cema(
     Source: released reference (the paper's eq. 2 also rotates the input by q's phase; the code does
         not).
     """
+    _check(x, alpha, delta, theta, gamma, omega, state, resets)
+    forms = {"reference": cema_reference, "torch": cema_pytorch, "triton": cema_triton}
+    form = choose("cema", impl, forms, x, _triton_refusal(alpha))
+    return form(x, alpha, delta, theta, gamma, omega, state, resets)
+
+
+@public
+def cema_end(
+    x: Tensor,
+    alpha: Tensor,
+    delta: Tensor,
+    theta: Tensor,
+    gamma: Tensor,
+    omega: Tensor,
+    resets: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """The state that these tokens alone leave: `cema`'s h from a state of zero, without y.
+
+    Args:
+        x, alpha, delta, theta, gamma, omega, resets, impl: as in `cema`.
+
+    Returns:
+        h [B, D, N, 2], float32 (float64 for float64 x).
+
+    Raises:
+        ValueError: as in `cema`.
+    """
+    _check(x, alpha, delta, theta, gamma, omega, None, resets)
+    forms = {
+        "reference": _whole(cema_reference),
+        "torch": end_pytorch,
+        "triton": _whole(cema_triton),
+    }
+    form = choose("cema_end", impl, forms, x, _triton_refusal(alpha))
+    return form(x, alpha, delta, theta, gamma, omega, resets)
+
+
+def _whole(form: Callable) -> Callable:
+    """The end state from a form that computes y too."""
+
+    def run(*args) -> Tensor:
+        *inputs, resets = args
+        return form(*inputs, None, resets)[1]
+
+    return run
+
+
+def _check(
+    x: Tensor,
+    alpha: Tensor,
+    delta: Tensor,
+    theta: Tensor,
+    gamma: Tensor,
+    omega: Tensor,
+    state: Tensor | None,
+    resets: Tensor | None,
+) -> None:
     check_input("cema", x, resets)
     (batch, _, dim), order = x.shape, alpha.shape[1]
     check_shapes(
@@ -63,9 +125,9 @@ def cema(
         omega=(omega, (dim, 1)),
         state=(state, (batch, dim, order, 2)),
     )
-    forms = {"reference": cema_reference, "torch": cema_pytorch, "triton": cema_triton}
-    refusal = None
+
+
+def _triton_refusal(alpha: Tensor) -> str | None:
     if alpha.shape[1] > 32:
-        refusal = f"takes at most 32 states a channel, not {alpha.shape[1]}; use impl='torch'"
-    form = choose("cema", impl, forms, x, refusal)
-    return form(x, alpha, delta, theta, gamma, omega, state, resets)
+        return f"takes at most 32 states a channel, not {alpha.shape[1]}; use impl='torch'"
+    return None

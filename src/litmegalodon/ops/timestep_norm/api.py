@@ -1,8 +1,11 @@
 """The public function of TimestepNorm."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from litmegalodon.ops.dispatch import check_input, check_shapes, choose, public
+from litmegalodon.ops.timestep_norm.merge import end_pytorch
 from litmegalodon.ops.timestep_norm.pytorch import timestep_norm_pytorch
 from litmegalodon.ops.timestep_norm.reference import timestep_norm_reference
 from litmegalodon.ops.timestep_norm.state import NormState
@@ -50,11 +53,7 @@ def timestep_norm(
     Source: paper, section 3.2; released reference (biased variance, current token included, eps
         inside the root).
     """
-    check_input("timestep_norm", x, resets)
-    if x.shape[-1] % num_groups:
-        raise ValueError(
-            f"timestep_norm: num_groups={num_groups} does not divide x's {x.shape[-1]} features"
-        )
+    _check(x, num_groups, resets)
     batch, length, dim = x.shape
     check_shapes(
         "timestep_norm",
@@ -70,12 +69,60 @@ def timestep_norm(
         "torch": timestep_norm_pytorch,
         "triton": timestep_norm_triton,
     }
-    refusal = None
+    refusal = _triton_refusal(x, num_groups)
     if padding_mask is not None:
         refusal = "takes no padding_mask; use impl='torch'"
-    elif (size := x.shape[-1] // num_groups) > 8192:
-        refusal = f"takes at most 8,192 features a group, not {size}; use impl='torch'"
     form = choose("timestep_norm", impl, forms, x, refusal)
     if state is None:
         state = NormState.fresh(x.shape[0], num_groups, x.device)
     return form(x, weight, bias, num_groups, eps, state, resets, padding_mask)
+
+
+@public
+def timestep_norm_end(
+    x: Tensor, num_groups: int, resets: Tensor | None = None, *, impl: str = "auto"
+) -> NormState:
+    """The statistics that these tokens alone leave: `timestep_norm`'s end state from a fresh one.
+
+    Args:
+        x, num_groups, resets, impl: as in `timestep_norm`.
+
+    Returns:
+        The statistics of each row's last document, in float64.
+
+    Raises:
+        ValueError: as in `timestep_norm`.
+    """
+    _check(x, num_groups, resets)
+    forms = {
+        "reference": _whole(timestep_norm_reference),
+        "torch": end_pytorch,
+        "triton": _whole(timestep_norm_triton),
+    }
+    form = choose("timestep_norm_end", impl, forms, x, _triton_refusal(x, num_groups))
+    return form(x, num_groups, resets)
+
+
+def _whole(form: Callable) -> Callable:
+    """The end state from a form that computes the normalised tokens too."""
+
+    def run(x: Tensor, num_groups: int, resets: Tensor | None) -> NormState:
+        zeros = x.new_zeros(x.shape[-1])
+        fresh = NormState.fresh(x.shape[0], num_groups, x.device)
+        return form(x, zeros, zeros, num_groups, 1.0, fresh, resets, None)[1]
+
+    return run
+
+
+def _check(x: Tensor, num_groups: int, resets: Tensor | None) -> None:
+    check_input("timestep_norm", x, resets)
+    if x.shape[-1] % num_groups:
+        raise ValueError(
+            f"timestep_norm: num_groups={num_groups} does not divide x's {x.shape[-1]} features"
+        )
+
+
+def _triton_refusal(x: Tensor, num_groups: int) -> str | None:
+    if (size := x.shape[-1] // num_groups) > 8192:
+        return f"takes at most 8,192 features a group, not {size}; use impl='torch'"
+    return None

@@ -48,14 +48,7 @@ class _TimestepNorm(torch.autograd.Function):
         dtype = compute_dtype(x)
         batch, length, _ = x.shape
         flat = x.reshape(batch * length, num_groups, -1)  # BL x G x d
-        g = torch.empty(flat.shape[:2], dtype=torch.float64, device=x.device)
-        s = torch.empty_like(g)
-        for tile in tiles(flat):
-            x_c = flat[tile].to(dtype)
-            centred = x_c - (g_tile := x_c.mean(-1, keepdim=True))
-            g[tile] = g_tile.squeeze(-1)
-            s[tile] = torch.linalg.vecdot(centred, centred).div_(flat.shape[2])
-        g, s = (u.view(batch, length, num_groups) for u in (g, s))
+        g, s = moments(x, num_groups)
 
         runs = None if resets is None else segments.Segments(resets)
         continues, before = _before(count, resets, runs, (batch, length))
@@ -169,8 +162,8 @@ class _TimestepNorm(torch.autograd.Function):
         d_x = torch.empty_like(flat)
         for tile in tiles(flat):
             normed = _normed(flat, means, rstd, tile, dtype)
-            out = (_cotangent(dy, tile, dtype, mask) * scale).mul_(_column(rstd, tile, dtype))
-            out.addcmul_(normed, _column(slope, tile, dtype)).add_(_column(level, tile, dtype))
+            out = (_cotangent(dy, tile, dtype, mask) * scale).mul_(column(rstd, tile, dtype))
+            out.addcmul_(normed, column(slope, tile, dtype)).add_(column(level, tile, dtype))
             if mask is not None:
                 out = torch.where(mask.view(-1, 1, 1)[tile], 0, out)
             d_x[tile] = out
@@ -194,15 +187,29 @@ class _TimestepNorm(torch.autograd.Function):
         )
 
 
-def _column(values: Tensor, tile: slice, dtype: torch.dtype) -> Tensor:
+def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each token's groups of features, float64 [B, L, G]."""
+    dtype = compute_dtype(x)
+    flat = x.reshape(x.shape[0] * x.shape[1], num_groups, -1)  # BL x G x d
+    g = torch.empty(flat.shape[:2], dtype=torch.float64, device=x.device)
+    s = torch.empty_like(g)
+    for tile in tiles(flat):
+        x_c = flat[tile].to(dtype)
+        centred = x_c - (g_tile := x_c.mean(-1, keepdim=True))
+        g[tile] = g_tile.squeeze(-1)
+        s[tile] = torch.linalg.vecdot(centred, centred).div_(flat.shape[2])
+    return g.view(*x.shape[:2], num_groups), s.view(*x.shape[:2], num_groups)
+
+
+def column(values: Tensor, tile: slice, dtype: torch.dtype) -> Tensor:
     """A tile of [B, L, G] values, to be broadcast over a group's features."""
     return values.flatten(0, 1)[tile].to(dtype).unsqueeze(-1)
 
 
 def _normed(flat: Tensor, means: Tensor, rstd: Tensor, tile: slice, dtype: torch.dtype) -> Tensor:
     """A tile of (x - mean) rstd, x [BL, G, d]."""
-    off_mean = flat[tile].to(dtype) - _column(means, tile, dtype)
-    return off_mean.mul_(_column(rstd, tile, dtype))
+    off_mean = flat[tile].to(dtype) - column(means, tile, dtype)
+    return off_mean.mul_(column(rstd, tile, dtype))
 
 
 def _cotangent(dy: Tensor, tile: slice, dtype: torch.dtype, mask: Tensor | None) -> Tensor:

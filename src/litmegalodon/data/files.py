@@ -1,0 +1,161 @@
+"""Files on this machine as a corpus: text, JSON lines and Parquet, also compressed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+from litmegalodon.data import readers
+from litmegalodon.data.columns import Columns
+from litmegalodon.data.documents import Document, LeftOut, is_held_out
+from litmegalodon.data.holding_out import HoldOut, check_fraction
+from litmegalodon.data.listing import Listing, list_files, unreadable
+from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
+
+# What the fingerprint reads of each end of a file, in bytes, and files that are read at a time.
+END = 64 << 10
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class FileShard:
+    """One file, of whose documents it gives those that `wanted` says yes to by name."""
+
+    name: str
+    file: CorpusFile
+    columns: Columns
+    wanted: Callable[[str], bool]
+
+    def documents(self, first: int = 0) -> Iterator[tuple[int, Document | LeftOut]]:
+        return readers.documents(self.file, self.columns, first, self.wanted)
+
+
+class FilesSource:
+    """The files that `paths` match: a text file is a document, so is a line or row of the others.
+
+    `paths` and `val_paths` are a pattern or several: files, folders, or either with wildcards as in
+    `corpus/**/*.jsonl.gz`, from `root` or the working folder on. A document is named by its path
+    from the patterns' common folder and its line or row. Held out are the documents of `val_paths`,
+    and without them those whose names' hashes fall into `validation_fraction` of all; this reads
+    all files to find them, lines are only parsed if held out.
+    ValueError where a setting is wrong, matches nothing that can be read or leaves a split empty.
+    """
+
+    def __init__(
+        self,
+        paths: str | Sequence[str],
+        val_paths: str | Sequence[str] | None = None,
+        validation_fraction: float = 0.01,
+        text_column: str = "text",
+        prompt_column: str | None = None,
+        completion_column: str | None = None,
+        root: str | None = None,
+    ) -> None:
+        self.patterns = {"paths": _patterns("paths", paths)}
+        if val_paths is not None:
+            self.patterns["val_paths"] = _patterns("val_paths", val_paths)
+        check_fraction(validation_fraction)
+        self.validation_fraction = None if val_paths is not None else validation_fraction
+        self.columns = Columns(text_column, prompt_column, completion_column)
+        self.root = root
+
+    def shards(self, split: str) -> list[FileShard]:
+        """One a file, those of text files only where they are in the split."""
+        files = self._listing.files["paths" if self._by_hash or split == "train" else "val_paths"]
+        wanted = HoldOut(split, self.validation_fraction)
+        shards = [
+            FileShard(file.name, file, self.columns, wanted)
+            for file in files
+            if file.format not in TEXT_FORMATS or wanted(file.name)
+        ]
+        if not shards:
+            raise ValueError(self._no_document(split, [file.name for file in files]))
+        return shards
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the files' names, sizes and ends, of the columns and of how they are split."""
+        digest = hashlib.sha256(repr((self.columns, self.validation_fraction)).encode())
+        with ThreadPoolExecutor(THREADS) as pool:
+            for setting, files in self._listing.files.items():
+                digest.update(f"{setting} {len(files)}".encode())
+                for of_file in pool.map(lambda file, s=setting: _file_digest(s, file), files):
+                    digest.update(of_file)
+        return digest.hexdigest()[:16]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Files that match and are of no format that is read, and their bytes."""
+        return self._listing.left_out
+
+    @property
+    def left_out_endings(self) -> Mapping[str, int]:
+        """How many files were left out by the ending of their names."""
+        return self._listing.left_out_endings
+
+    @cached_property
+    def num_bytes(self) -> int | None:
+        """Bytes of text, JSON's marks included; None where files are compressed as a whole."""
+        files = [file for of_setting in self._listing.files.values() for file in of_setting]
+        if any(file.compression for file in files):
+            return None
+        with ThreadPoolExecutor(THREADS) as pool:
+            return sum(pool.map(lambda file: readers.text_bytes(file, self.columns) or 0, files))
+
+    @property
+    def _by_hash(self) -> bool:
+        return self.validation_fraction is not None
+
+    @cached_property
+    def _listing(self) -> Listing:
+        listing = list_files(self.patterns, self.root)
+        if not self._by_hash:
+            trained = {os.path.realpath(file.path) for file in listing.files["paths"]}
+            both = [f for f in listing.files["val_paths"] if os.path.realpath(f.path) in trained]
+            if both:
+                raise ValueError(
+                    f"data.source.val_paths: {len(both)} of its files would also be trained on,"
+                    f" {both[0].path} for one; change data.source.paths so that it misses them"
+                )
+        return listing
+
+    def _no_document(self, split: str, names: Sequence[str]) -> str:
+        """Why text files alone, each a document, leave a split empty, and what to do."""
+        instead = "name files to validate on, as data.source.val_paths=[held_out/*.txt]"
+        if len(names) == 1:
+            return (
+                f"data.source.paths: matches one text file, {names[0]}, which is one document and"
+                f" cannot be both trained on and held out; {instead}, or cut it into several files"
+            )
+        setting = f"data.source.validation_fraction={self.validation_fraction}"
+        if split == "train":
+            return f"{setting}: holds out all {len(names)} files; lower it, or {instead}"
+        steps = (step / 1000 for step in range(1, 1001))
+        enough = next(step for step in steps if any(is_held_out(name, step) for name in names))
+        raised = f"raise it to {enough:g} or more, or " if enough < 1 else ""
+        return f"{setting}: holds out none of {len(names)} text files; {raised}{instead}"
+
+
+def _patterns(setting: str, value: str | Sequence[str]) -> list[str]:
+    patterns = [value] if isinstance(value, str) else list(value or ())
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError(
+            f"data.source.{setting}={'null' if value is None else value}: must name files, as"
+            f" data.source.{setting}=[corpus/**/*.jsonl]"
+        )
+    return patterns
+
+
+def _file_digest(setting: str, file: CorpusFile) -> bytes:
+    digest = hashlib.sha256(file.name.encode(errors="surrogateescape"))
+    digest.update(f" {file.size} ".encode())
+    try:
+        with open(file.path, "rb", buffering=0) as opened:
+            digest.update(opened.read(END))
+            opened.seek(max(0, file.size - END))
+            digest.update(opened.read(END))
+    except OSError as error:
+        raise unreadable(setting, file.path, error) from None
+    return digest.digest()

@@ -1,0 +1,135 @@
+"""The files that patterns mean, in an order that is the same on every file system."""
+
+import glob
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from litmegalodon.data.readers import COMPRESSIONS, FORMATS, CorpusFile
+
+READABLE = f"{', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
+
+
+@dataclass
+class Listing:
+    """Files by each setting that names some, and what matched without being of a format read here.
+
+    `left_out` counts those as `{"files": ..., "bytes": ...}`, `left_out_endings` their endings.
+    """
+
+    files: dict[str, list[CorpusFile]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=lambda: {"files": 0, "bytes": 0})
+    left_out_endings: Counter[str] = field(default_factory=Counter)
+
+
+def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listing:
+    """The files of `{setting: patterns}`, each named by its path from the patterns' common folder.
+
+    A pattern is a file, a folder, which stands for all that is in it, or either with `*`, `?`,
+    `[...]` and `**`; it is looked up below `root`, or the working folder. Files and folders whose
+    names begin with a dot are not looked at. ValueError that names the setting where a pattern
+    matches nothing, or nothing of a format that is read.
+    """
+    bases, listing = [], Listing()
+    # Two patterns may mean the same file.
+    matched: dict[str, dict[str, str]] = {setting: {} for setting in patterns}
+    for setting, of_setting in patterns.items():
+        for pattern in of_setting:
+            inner = os.path.expanduser(pattern)
+            full = os.path.join(root or "", inner)
+            # A wildcard in the name of the root is none.
+            found = glob.glob(os.path.join(glob.escape(root or ""), inner), recursive=True)
+            paths = list(_files(setting, [full] if os.path.lexists(full) else found))
+            _check_matched(f"{setting}={pattern}", paths, root)
+            bases.append(_base(full))
+            matched[setting] |= {os.path.abspath(path): path for path in paths}
+    folder = os.path.commonpath(bases)
+    for setting, by_absolute in matched.items():
+        files = []
+        for absolute, path in by_absolute.items():
+            status = _status(setting, path)
+            size = status.st_size
+            file = CorpusFile(os.path.relpath(absolute, folder).replace(os.sep, "/"), path, size)
+            # Opening a pipe would wait for whoever writes to it.
+            if file.format is None or not stat.S_ISREG(status.st_mode):
+                listing.left_out["files"] += 1
+                listing.left_out["bytes"] += size
+                listing.left_out_endings[_ending(path)] += 1
+            else:
+                files.append(file)
+        listing.files[setting] = sorted(files, key=lambda file: file.name.split("/"))
+    return listing
+
+
+def _files(setting: str, found: Sequence[str]) -> Iterator[str]:
+    """The files among `found` and in its folders."""
+    for path in found:
+        if os.path.isdir(path):
+            yield from _below(setting, path)
+        else:
+            yield path
+
+
+def _below(setting: str, folder: str) -> Iterator[str]:
+    """All files in a folder and those below it; a link that leads back up is followed once."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(setting, error.filename, error)
+
+    seen: set[str] = set()
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(path)
+        visible = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            yield from (os.path.join(path, name) for name in names if not name.startswith("."))
+        seen.add(real)
+        folders[:] = visible
+
+
+def _check_matched(setting: str, paths: Sequence[str], root: str | None) -> None:
+    folder = os.path.abspath(root or "")
+    if not paths:
+        raise ValueError(f"data.source.{setting}: matches no file in {folder}")
+    if all(CorpusFile("", path, 0).format is None for path in paths):
+        endings = sorted({_ending(path) for path in paths})
+        files = "one file" if len(paths) == 1 else f"{len(paths)} files"
+        raise ValueError(
+            f"data.source.{setting}: matches {files} in {folder}, none of a format that is read"
+            f" ({', '.join(endings[:10])}); formats are {READABLE}"
+        )
+
+
+def _ending(path: str) -> str:
+    stem, ending = os.path.splitext(path)
+    if ending.lower() in COMPRESSIONS:
+        ending = os.path.splitext(stem)[1] + ending
+    return ending or "no ending"
+
+
+def _base(pattern: str) -> str:
+    """The folder that a pattern looks in, as far as it has no wildcard."""
+    path = os.path.abspath(pattern)
+    if os.path.isdir(path):
+        return path
+    if os.path.lexists(path):
+        return os.path.dirname(path)
+    parts = path.split(os.sep)
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return os.sep.join(parts[:plain]) or os.sep
+
+
+def _status(setting: str, path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise unreadable(setting, path, error) from None
+
+
+def unreadable(setting: str, path: str, error: OSError) -> ValueError:
+    """What to raise for a file or folder that a setting names and the run cannot read."""
+    return ValueError(
+        f"data.source.{setting}: {path} cannot be read ({error.strerror}); mend that, or leave it"
+        " out of the patterns"
+    )

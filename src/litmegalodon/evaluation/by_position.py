@@ -1,0 +1,198 @@
+"""Loss by how much of a document came before: what a long memory buys (the paper's figure 5).
+
+Each held-out document is read whole, in pieces of some chunks on the state; and again with its
+context cut to the last k chunks. Losses are collected by position in buckets of powers of two.
+
+Shapes: n tokens of a document, C chunk_size.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from litmegalodon.data.datamodule import TextDataModule
+from litmegalodon.evaluation.drawing import draw_losses
+from litmegalodon.models import Megalodon, MegalodonState
+
+# Positions up to 2^40.
+BUCKETS = 41
+# The released code's inference: from so many chunks on, statistics are those of the last so many.
+REESTIMATE_FROM, REESTIMATE_OVER = 8, 6
+
+
+class PositionLoss(Metric):
+    """Mean loss of the tokens at positions [2^i, 2^(i+1)), exact over ranks.
+
+    A token's position is the number of tokens before it.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_dtype(torch.float64)
+        self.add_state("nll", torch.zeros(BUCKETS, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(BUCKETS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, first: int) -> None:
+        """Add negative log-likelihoods in nats [n], of the tokens at positions `first` and on."""
+        position = torch.arange(first, first + len(nll), device=nll.device)
+        bucket = position.double().log2().floor().long()
+        self.nll.index_add_(0, bucket, nll.double())
+        self.tokens.index_add_(0, bucket, torch.ones_like(bucket))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Nats a token float64 [buckets], NaN where there is none, and numbers of tokens."""
+        return self.nll / self.tokens, self.tokens
+
+
+class LossByPosition(nn.Module):
+    """The loss at every distance from a document's beginning, in full and with less context.
+
+    Args:
+        dirpath: gets context.csv and context.png.
+        contexts: numbers of chunks that a token's chunk and what is before it are cut to; the
+            whole document is always read too.
+        piece: chunks that are read at a time: memory grows with it, the result does not change.
+        max_tokens: of longer documents only as many are read.
+        reestimate: replace the norms' statistics after every 2 chunks by those of the last 6, as
+            the released code's inference does from 8 chunks on; `piece` is 2 then.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        contexts: Sequence[int] = (1, 4, 16),
+        piece: int = 16,
+        max_tokens: int | None = None,
+        reestimate: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            *(("contexts", k, 1) for k in contexts),
+            ("piece", piece, 1),
+            ("max_tokens", 2 if max_tokens is None else max_tokens, 2),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"evaluation.{name}={value}: must be a whole number, at least {least}"
+                )
+        self.dirpath = Path(dirpath)
+        self.contexts = sorted(set(contexts))
+        self.piece = 2 if reestimate else piece
+        self.max_tokens, self.reestimate = max_tokens, reestimate
+        self.whole = PositionLoss()
+        self.cut = nn.ModuleDict({str(k): PositionLoss() for k in self.contexts})
+
+    def loader(self, data: TextDataModule) -> DataLoader:
+        """The documents to be read."""
+        return DataLoader(data.whole_documents(self.max_tokens), batch_size=None)
+
+    @torch.no_grad()
+    def read(self, model: Megalodon, batch: dict[str, Any]) -> None:
+        """Read one document in every way asked for."""
+        tokens, longest = batch["tokens"], batch["longest"]
+        first = max(1, batch["unpredicted"])
+        for start, nll in self._whole(model, tokens, longest):
+            _add(self.whole, start, nll, first)
+        for k in self.contexts:
+            for start, nll in _windows(model, tokens, longest, k):
+                _add(self.cut[str(k)], start, nll, first)
+
+    def results(self, is_main: bool) -> dict[str, Tensor]:
+        """Write the table and the picture; metrics of all positions together by name."""
+        found = {"whole": self.whole.compute()}
+        for k in self.contexts:
+            found[f"{k} chunk{'s' if k > 1 else ''}"] = self.cut[str(k)].compute()
+        if is_main:
+            self.dirpath.mkdir(parents=True, exist_ok=True)
+            _write(self.dirpath / "context.csv", found)
+            curves = {name: _curve(*values) for name, values in found.items()}
+            draw_losses(self.dirpath / "context.png", curves)
+        return {
+            f"context/{name.replace(' ', '_')}": (loss.nan_to_num() * tokens).sum() / tokens.sum()
+            for name, (loss, tokens) in found.items()
+        }
+
+    def _whole(
+        self, model: Megalodon, tokens: Tensor, longest: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(position of the first, losses) of the tokens, read on one state."""
+        state, size = None, self.piece * model.config.chunk_size
+        for start in range(0, longest, size):
+            piece = tokens[:, start : start + size]
+            logits, state = _call(model, piece, state)
+            yield start + 1, _nll(logits, tokens[:, start + 1 : start + 1 + size])
+            if self.reestimate:
+                state = self._reestimated(model, tokens, start + size, longest, state)
+
+    def _reestimated(
+        self, model: Megalodon, tokens: Tensor, end: int, longest: int, state: MegalodonState
+    ) -> MegalodonState:
+        chunk = model.config.chunk_size
+        if end < REESTIMATE_FROM * chunk or end > longest:
+            return state
+        window = tokens[:, end - REESTIMATE_OVER * chunk : end]
+        _, fresh = _call(model, window, None)
+        if tokens.shape[1] < end:
+            return state
+        layers = tuple(
+            layer._replace(norm=new.norm)
+            for layer, new in zip(state.layers, fresh.layers, strict=True)
+        )
+        return MegalodonState(state.position, layers, fresh.norm)
+
+
+def _windows(
+    model: Megalodon, tokens: Tensor, longest: int, chunks: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(position of the first, losses) of the tokens, each chunk read after `chunks` - 1 others."""
+    size = model.config.chunk_size
+    for start in range(0, longest, size):
+        first = max(0, start - (chunks - 1) * size)
+        logits, _ = _call(model, tokens[:, first : start + size], None)
+        yield start + 1, _nll(logits[:, start - first :], tokens[:, start + 1 : start + 1 + size])
+
+
+def _call(model: Megalodon, piece: Tensor, state: MegalodonState | None):
+    """A forward pass, of one token where there is none left: sharded parameters need the call."""
+    if piece.shape[1]:
+        return model(piece, state)
+    logits, _ = model(piece.new_zeros(1, 1))
+    return logits[:, :0], state
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    count = targets.shape[1]
+    return cross_entropy(logits[0, :count].double(), targets[0], reduction="none")
+
+
+def _add(metric: PositionLoss, start: int, nll: Tensor, first: int) -> None:
+    skipped = max(0, first - start)
+    if len(nll) > skipped:
+        metric.update(nll[skipped:], start + skipped)
+
+
+def _curve(loss: Tensor, tokens: Tensor) -> list[tuple[int, float]]:
+    """(first position, loss) of the buckets that hold tokens."""
+    return [(2**i, float(loss[i])) for i in range(BUCKETS) if tokens[i]]
+
+
+def _write(path: Path, found: dict[str, tuple[Tensor, Tensor]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["context", "from", "to", "tokens", "loss"])
+        for name, (loss, tokens) in found.items():
+            for i in range(BUCKETS):
+                if tokens[i]:
+                    writer.writerow([name, 2**i, 2 ** (i + 1) - 1, int(tokens[i]), float(loss[i])])
