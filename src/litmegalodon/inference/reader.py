@@ -16,7 +16,7 @@ from litmegalodon.inference.generation import generate_together
 from litmegalodon.inference.snapshot import load_state, save_state
 from litmegalodon.inference.text_state import TextState, advance
 
-Text = str | bytes
+Text = str | bytes | bytearray | memoryview
 
 
 class Reader:
@@ -97,12 +97,12 @@ def text_pieces(text: Text | Iterable[Text], size: int = PIECE) -> Iterator[byte
     """The pieces that a tokenizer takes of a text, which may come in parts: the same however it is
     cut.
     """
-    rest = b""
-    for part in [text] if isinstance(text, str | bytes) else text:
+    rest = bytearray()
+    for part in [text] if isinstance(text, Text) else text:
         rest += part.encode() if isinstance(part, str) else part
         while len(rest) > size:
             # A piece is a function of the text's first `size` + 1 bytes.
-            yield (piece := next(pieces(rest[: size + 1], size)))
-            rest = rest[len(piece) :]
+            yield (piece := next(pieces(bytes(rest[: size + 1]), size)))
+            del rest[: len(piece)]
     if rest:
-        yield rest
+        yield bytes(rest)
