@@ -3,6 +3,7 @@
 Reads prompt=, prompt_file= or standard input. `--help` lists the settings.
 """
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -89,6 +90,9 @@ def write(readers: list["Reader"], cfg: DictConfig, request: Request) -> None:
 
 def main(texts: dict[str, list[str]]) -> None:
     """Compose the settings and write; `texts` are the prompts and stop strings typed."""
+    # Before Hydra, which would print its jobs to standard output.
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise ValueError("-m: there is no sweep over generations; give several prompt= instead")
 
     @hydra.main(version_base="1.3", config_path="../configs", config_name="generate.yaml")
     def run(cfg: DictConfig) -> None:

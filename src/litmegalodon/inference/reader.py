@@ -65,8 +65,8 @@ class Reader:
         """
         count = 0
         for part in text_pieces(text):
-            nothing = self.state.memory is None and self.state.last == self.tokenizer.bos_id
-            ids = torch.from_numpy(self.tokenizer.encode_piece(part, first=nothing))
+            first = self.state.tokens == 1
+            ids = torch.from_numpy(self.tokenizer.encode_piece(part, first))
             self._read_tokens(ids, progress or (lambda tokens: None))
             count += len(ids)
         return count

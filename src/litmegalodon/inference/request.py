@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.inference.drawing import Drawing, check_stops
@@ -48,8 +46,6 @@ def check_request(cfg: DictConfig, texts: Mapping[str, Sequence[str]]) -> Reques
     Raises:
         ValueError: a setting's name as typed, its value and the fix.
     """
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError("-m: there is no sweep over generations; give several prompt= instead")
     OmegaConf.resolve(cfg)
     check_values(cfg)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
