@@ -9,11 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from hard import hard_config, hard_model
 from inference_helpers import byte_model, reader, text_of, tokens_of, write_checkpoint
 from litmegalodon.data import ByteTokenizer
 from litmegalodon.inference import Reader, load_model
 from litmegalodon.utils.checkpoint_files import read_tensors
 from runs import ROOT
+from tokenizer_helpers import train
 
 
 class Trap:
@@ -79,6 +81,21 @@ def test_a_tokenizer_can_be_given(checkpoint):
     (checkpoint.parents[1] / ".hydra" / "config.yaml").unlink()
     assert load_model(checkpoint, tokenizer=mine)[1] is mine
     refuses(checkpoint, "^ckpt_path=.*: the run's .hydra/config.yaml .* is not beside it; keep")
+
+
+def test_a_sentencepiece_tokenizer_is_loaded_from_its_file(tmp_path):
+    path = train(tmp_path / "words.model")
+    node = {"_target_": "litmegalodon.data.SentencePieceTokenizer", "path": str(path)}
+    wide = hard_model(hard_config(vocab_size=400), torch.float32)
+    checkpoint = write_checkpoint(wide, tmp_path / "run", node)
+    loaded, tokenizer = load_model(checkpoint)
+    made = Reader(loaded, tokenizer)
+    assert made.read("the dog") == len(tokenizer.encode("the dog"))
+    assert "".join(made.generate(9))
+    path.unlink()
+    refuses(checkpoint, "^data.tokenizer.path=.*: no such file")
+    small = write_checkpoint(byte_model(torch.float32), tmp_path / "small")
+    refuses(small, "knows 264 tokens and the tokenizer has 400; give the", tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

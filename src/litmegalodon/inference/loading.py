@@ -51,6 +51,11 @@ def load_model(
     meta = read_meta(path, setting)
     tokenizer = _tokenizer(path, setting) if tokenizer is None else tokenizer
     config = _make(MegalodonConfig, meta["hyper_parameters"]["config"], setting)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{setting}: the model knows {config.vocab_size:,} tokens and the tokenizer has"
+            f" {tokenizer.vocab_size:,}; give the one that it was trained with"
+        )
     with torch.device("meta"):
         model = Megalodon(config)
     model.to_empty(device="cpu")

@@ -85,17 +85,20 @@ def _strings(cfg: DictConfig, name: str) -> list[str]:
 
 def _check_files(cfg: DictConfig, prompts: int) -> None:
     """The snapshot to go on from is there, and one can be written where it is asked for."""
-    if cfg.state is not None and not Path(str(cfg.state)).expanduser().is_file():
+    for name in ("state", "save_state"):
+        if cfg[name] is not None:
+            cfg[name] = str(Path(str(cfg[name])).expanduser())
+    if cfg.state is not None and not Path(cfg.state).is_file():
         raise ValueError(f"state={cfg.state}: there is no such file; make one with save_state=")
     if cfg.save_state is None:
         return
-    path = Path(str(cfg.save_state)).expanduser()
     if prompts > 1:
         raise ValueError(
             f"save_state={cfg.save_state}: {prompts} prompts leave as many states; give one prompt,"
             " or none to keep what prompt_file= is"
         )
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    path = Path(cfg.save_state).absolute()
+    if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"save_state={cfg.save_state}: must be a file in a folder that exists")
-    if not os.access(path.absolute().parent, os.W_OK):
+    if not os.access(path.parent, os.W_OK):
         raise ValueError(f"save_state={cfg.save_state}: its folder can't be written to")

@@ -1,4 +1,4 @@
-"""What a command that writes text shows: that on standard output, the rest on standard error."""
+"""A command that writes text: that on standard output, everything else on standard error."""
 
 import os
 import sys
@@ -42,6 +42,8 @@ class ReadingBar:
     def close(self) -> None:
         """Take the bar away and say how many it were."""
         self._bar.close()
+        if not self.tokens:
+            return
         seconds = time.monotonic() - self._began
         speed = f", {self.tokens / seconds:,.0f} tokens/s" if seconds > 0.1 else ""
         note(f"read {self.tokens:,} tokens in {seconds:.1f} s{speed}")
