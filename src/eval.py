@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
         model = instantiate(cfg.model)
         trainer.validate(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if cfg.evaluation:
+        if cfg.get("evaluation"):
             model.examiner = instantiate(cfg.evaluation)
             datamodule.trainer = trainer
             loader = model.examiner.loader(datamodule)
