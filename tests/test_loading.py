@@ -65,7 +65,7 @@ def test_a_model_that_shares_its_embedding_is_loaded_too(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_the_dtype_can_be_chosen(checkpoint, dtype):
+def test_the_dtype_can_be_chosen(model, checkpoint, dtype):
     loaded, tokenizer = load_model(checkpoint, dtype=dtype)
     assert loaded.embed.weight.dtype == getattr(torch, dtype)
     made = Reader(loaded, tokenizer)
@@ -74,6 +74,14 @@ def test_the_dtype_can_be_chosen(checkpoint, dtype):
     assert loaded.layers[0].mega.cema.alpha.dtype == (
         torch.float64 if dtype == "float64" else torch.float32
     )
+    for name, value in model.state_dict().items():
+        got = loaded.state_dict()[name]
+        assert torch.equal(got, value.to(got.dtype)), name
+
+
+def test_damaged_settings_end_in_a_sentence(checkpoint):
+    (checkpoint.parents[1] / ".hydra" / "config.yaml").write_text("a: [")
+    refuses(checkpoint, "^ckpt_path=.*: .*config.yaml beside it is damaged")
 
 
 def test_a_tokenizer_can_be_given(checkpoint):

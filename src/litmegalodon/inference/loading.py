@@ -10,6 +10,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from litmegalodon.data import Tokenizer
 from litmegalodon.models import Megalodon, MegalodonConfig
@@ -57,12 +58,11 @@ def load_model(
             f" {tokenizer.vocab_size:,}; give the one that it was trained with"
         )
     with torch.device("meta"):
-        model = Megalodon(config)
-    model.to_empty(device="cpu")
+        model = Megalodon(config).to(getattr(torch, dtype))
+    model.to_empty(device=place)
     tensors = {f"{WEIGHTS}{name}": value for name, value in model.state_dict().items()}
     read_tensors(path, tensors, setting)
-    model.to(place, getattr(torch, dtype)).eval().requires_grad_(False)
-    return model, tokenizer
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def _device(name: str) -> str:
@@ -78,7 +78,10 @@ def _device(name: str) -> str:
 def _tokenizer(checkpoint: Path, setting: str) -> Tokenizer:
     """The tokenizer of the settings that Hydra saved for the run."""
     path = checkpoints.run_config(checkpoint)
-    node = None if path is None else OmegaConf.select(OmegaConf.load(path), "data.tokenizer")
+    try:
+        node = None if path is None else OmegaConf.select(OmegaConf.load(path), "data.tokenizer")
+    except (OmegaConfBaseException, YAMLError):
+        raise ValueError(f"{setting}: {path} beside it is damaged") from None
     if not OmegaConf.is_dict(node) or "_target_" not in node:
         raise ValueError(
             f"{setting}: the run's .hydra/config.yaml with data.tokenizer is not beside it; keep a"
