@@ -22,8 +22,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from litmegalodon.utils.instantiate import open_trainer
+    from litmegalodon.utils.instantiate import check_device, open_trainer
 
+    check_device(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
     datamodule.setup("validate")

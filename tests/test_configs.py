@@ -12,8 +12,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from config_helpers import CONFIGS, composed
+from eval import evaluate
+from litmegalodon.ops import launch
 from litmegalodon.utils.instantiate import make_trainer
 from litmegalodon.utils.settings import check_settings
+from train import train
 
 ALL_FILES = sorted(
     path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "local"
@@ -154,3 +157,16 @@ def test_an_experiment_starts_with_its_command(path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
     assert first == "# @package _global_"
     assert second.startswith(f"# python src/train.py experiment={path.stem}")
+
+
+@pytest.mark.parametrize("script", ("train", "eval"))
+def test_kernels_without_a_gpu_are_refused_before_any_data_is_read(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = composed("model.impl=triton", "trainer=cpu", folder=tmp_path, name=script)
+    cfg.data = {"_target_": "pytest.fail", "reason": "data was read"}
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    run = {"train": train, "eval": evaluate}[script]
+    # Another sentence where there is no triton at all.
+    with pytest.raises(ValueError, match=r"^model\.impl=triton: it (runs on a GPU, not on|needs)"):
+        run(cfg)

@@ -13,8 +13,20 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import tame_lightning
+
+
+def check_device(cfg: DictConfig) -> None:
+    """Refuse what this machine can't run, before any data is read.
+
+    Raises:
+        ValueError: there is no such accelerator, or the kernels do not run on it.
+    """
+    device = accelerator(cfg.trainer.accelerator)
+    if cfg.model.impl == "triton" and (reason := triton_refusal(torch.empty(0, device=device))):
+        raise ValueError(f"model.impl=triton: it {reason}")
 
 
 @contextmanager
