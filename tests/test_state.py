@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from golden_data import assert_equal
-from hard import fresh_at, hard_config, hard_model, hard_state, hard_tokens
+from hard import IMPLS, fresh_at, hard_config, hard_model, hard_state, hard_tokens
 from litmegalodon.models import MegalodonState
 
 POSITIONS = [21, 32, 47]
@@ -127,6 +127,23 @@ def test_joined_rows_continue_as_they_would_alone(model):
         for name, value in want_end.tensors().items():
             assert own[name].shape == value.shape, name
             assert_equal(own[name].double(), value.double(), low, name)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@torch.no_grad()
+def test_joined_rows_continue_alike_in_every_implementation(impl):
+    model = hard_model(hard_config(), torch.float32, impl=impl)
+    alone = [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
+    tokens = hard_tokens(model.config, 3, 2)
+    together, end = model(tokens, MegalodonState.join(alone))
+    # Rows that stay when another leaves keep its room for keys.
+    later = model(tokens[1:], end.select([1, 2]))[0]
+    for row, state in enumerate(alone):
+        want, want_end = model(tokens[row : row + 1], state)
+        assert_equal(together[row : row + 1], want, 1e-5, "logits")
+        if row > 0:
+            want, _ = model(tokens[row : row + 1], want_end)
+            assert_equal(later[row - 1 : row], want, 1e-5, "logits")
 
 
 def test_a_row_of_joined_states_is_the_state_itself(model):
