@@ -132,7 +132,7 @@ def test_joined_rows_continue_as_they_would_alone(model):
 @pytest.mark.parametrize("impl", IMPLS)
 @torch.no_grad()
 def test_joined_rows_continue_alike_in_every_implementation(impl):
-    model = hard_model(hard_config(), torch.float32, impl=impl)
+    model = hard_model(hard_config(num_layers=1), torch.float32, impl=impl)
     alone = [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
     tokens = hard_tokens(model.config, 3, 2)
     together, end = model(tokens, MegalodonState.join(alone))
