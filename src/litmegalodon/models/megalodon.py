@@ -119,7 +119,11 @@ class Megalodon(nn.Module):
         initialise(self, self.config, seed)
 
     def forward(
-        self, tokens: Tensor, state: MegalodonState | None = None, resets: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: MegalodonState | None = None,
+        resets: Tensor | None = None,
+        last_only: bool = False,
     ) -> tuple[Tensor, MegalodonState]:
         """Read tokens and predict, at each, the next one.
 
@@ -128,16 +132,18 @@ class Megalodon(nn.Module):
             state: memory of what came before; nothing by default.
             resets: bool [B, L], True at a document's first token, which then sees nothing before
                 it.
+            last_only: predict at the last token alone: over a large vocabulary the logits of a long
+                call cost more than the rest of the model.
 
         Returns:
-            logits [B, L, V], float32 (float64 in a float64 model), and the memory after the last
-            token. Any split of a sequence into calls gives the same.
+            logits [B, L, V], or [B, 1, V] with last_only, float32 (float64 in a float64 model), and
+            the memory after the last token. Any split of a sequence into calls gives the same.
 
         Raises:
             ValueError: a shape or dtype that can't be served.
         """
         x, state = self._hidden(tokens, state, resets)
-        logits = self.output.output(x)
+        logits = self.output.output(x[:, -1:] if last_only else x)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), state
 
     def loss(

@@ -21,9 +21,9 @@ from litmegalodon.data.slots import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
-from litmegalodon.parallel.strategy import check_same_model, damaged_is_refused, read_meta
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
+from litmegalodon.utils.checkpoint_files import check_same_model, damaged_is_refused, read_meta
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."
