@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import datamodule, splits_of, written_corpus
-from litmegalodon.data import Document, FilesSource, LeftOut
+from litmegalodon.data import Document, FilesSource, LeftOut, files
 from litmegalodon.data.documents import is_held_out
 
 FORMATS = [
@@ -154,8 +154,8 @@ def test_the_fingerprint_changes_with_all_that_is_read(tmp_path):
     written_corpus(tmp_path / "val", ".jsonl", WORDS)
     note(val_paths=f"{tmp_path}/val")
     data = path.read_bytes()
-    for at in (data.index(b"number 0"), data.rindex(b"number 59")):
-        # One byte of the head, one of the tail.
+    for at in (data.index(b"number 0"), len(data) // 2, data.rindex(b"number 59")):
+        # One byte of the head, one of the middle, one of the tail.
         path.write_bytes(data[:at] + b"N" + data[at + 1 :])
         note()
     path.rename(tmp_path / "other.jsonl")
@@ -168,7 +168,36 @@ def test_the_fingerprint_changes_with_all_that_is_read(tmp_path):
     assert fingerprints[-1] == fingerprints[-2]
 
 
-def test_the_fingerprint_reads_no_more_than_the_ends_of_a_file(tmp_path):
+def test_of_a_large_file_the_fingerprint_reads_evenly_spaced_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WHOLE", 1000)
+    monkeypatch.setattr(files, "BLOCK", 10)
+    [path] = written_corpus(tmp_path, ".jsonl", WORDS * 100)
+    data = bytearray(path.read_bytes())
+    unchanged = files.content_digest(str(path), len(data))
+    for at in (0, (len(data) - 10) * 128 // 255, len(data) - 1):
+        path.write_bytes(data[:at] + b"N" + data[at + 1 :])
+        assert files.content_digest(str(path), len(data)) != unchanged
+
+
+def test_a_copy_written_later_has_the_same_fingerprint(tmp_path):
+    [path] = written_corpus(tmp_path, ".jsonl", WORDS)
+    before = FilesSource(str(path)).fingerprint
+    os.utime(path, ns=(1, 1))
+    assert FilesSource(str(path)).fingerprint == before
+
+
+def test_a_file_that_is_written_again_during_a_run_is_an_error(tmp_path):
+    [path] = written_corpus(tmp_path, ".jsonl", WORDS)
+    [shard] = FilesSource(str(path)).shards("train")
+    # Of the same size.
+    path.write_bytes(path.read_bytes().replace(b"number", b"NUMBER"))
+    os.utime(path, ns=(1, 1))
+    [(_, bad)] = shard.documents()
+    assert bad.where == str(path) and bad.error
+    assert "changed since the run began (it was written again)" in bad.reason
+
+
+def test_the_fingerprint_does_not_read_all_of_a_very_large_file(tmp_path):
     with (tmp_path / "a.txt").open("wb") as file:
         # Reading all of its holes would take minutes.
         file.truncate(1 << 38)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_helpers import Deadly, source
-from data_helpers import ShardedSource, documents
+from data_helpers import ShardedSource, documents, written_corpus
 from litmegalodon.data import (
     ByteTokenizer,
+    FilesSource,
     LeftOut,
     ListSource,
     MixtureSource,
@@ -176,6 +177,17 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, changed, message
     with pytest.raises(ValueError, match=f"output={tmp_path}: holds a corpus {message}"):
         prepare(**same | changed)
     assert files(tmp_path) == before
+
+
+def test_an_edit_of_the_same_size_between_two_machines_is_refused(tmp_path):
+    # More than the fingerprint would read of a file's ends alone.
+    lines = [f"{i:07}" for i in range(40_000)]
+    [path] = written_corpus(tmp_path / "text", ".jsonl", lines)
+    corpus = tmp_path / "corpus"
+    assert prepare(FilesSource(str(path)), tokenizer, corpus, machine=(1, 2), units=UNITS)
+    path.write_bytes(path.read_bytes().replace(b"0020000", b"0020O00"))
+    with pytest.raises(ValueError, match=f"output={corpus}: holds a corpus of source "):
+        prepare(FilesSource(str(path)), tokenizer, corpus, machine=(2, 2), units=UNITS)
 
 
 def test_of_two_plans_for_a_new_folder_the_first_stays(tmp_path):

@@ -355,7 +355,8 @@ def test_a_file_that_vanished_or_changed_since_it_was_listed_is_named(format, tm
     [(_, bad)] = readers.documents(file, Columns())
     assert bad.where == str(path) and bad.error
     assert bad.reason.startswith(
-        f"cannot be read: it has {file.size + 1} bytes and had {file.size} "
+        "cannot be read: changed since the run began"
+        f" (it has {file.size + 1} bytes and had {file.size})"
     )
     path.unlink()
     [(_, bad)] = readers.documents(file, Columns())

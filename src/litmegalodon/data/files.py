@@ -14,8 +14,11 @@ from litmegalodon.data.holding_out import HoldOut, check_fraction
 from litmegalodon.data.listing import Listing, list_files, unreadable
 from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
 
-# What the fingerprint reads of each end of a file, in bytes, and files that are read at a time.
-END = 64 << 10
+# The fingerprint reads all of a file of at most WHOLE bytes, of a larger one BLOCKS evenly spaced
+# blocks of BLOCK bytes.
+WHOLE = 64 << 20
+BLOCKS, BLOCK = 256, 64 << 10
+# Files that are read at a time.
 THREADS = 16
 
 
@@ -76,7 +79,11 @@ class FilesSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and ends, of the columns and of how they are split."""
+        """Of the files' names, sizes and content, of the columns and of how they are split.
+
+        Content as `content_digest` sees it: any change of a file of at most 64 MiB is noticed; of a
+        larger one a change of its size, and of bytes in the blocks that are read.
+        """
         digest = hashlib.sha256(repr((self.columns, self.validation_fraction)).encode())
         with ThreadPoolExecutor(THREADS) as pool:
             for setting, files in self._listing.files.items():
@@ -148,14 +155,30 @@ def _patterns(setting: str, value: str | Sequence[str]) -> list[str]:
     return patterns
 
 
+def content_digest(path: str, size: int) -> bytes:
+    """SHA-256 of a file of `size` bytes: of all of it up to 64 MiB, above of 256 evenly spaced
+    blocks of 64 KiB, the first and the last among them.
+
+    Not noticed is a change of a larger file that keeps its size and lies between those blocks; when
+    a file was written counts for nothing, since a copy of it is the same text.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        if size <= WHOLE:
+            while block := file.read(BLOCK * 16):
+                digest.update(block)
+        else:
+            for i in range(BLOCKS):
+                file.seek(i * (size - BLOCK) // (BLOCKS - 1))
+                digest.update(file.read(BLOCK))
+    return digest.digest()
+
+
 def _file_digest(setting: str, file: CorpusFile) -> bytes:
     digest = hashlib.sha256(file.name.encode(errors="surrogateescape"))
     digest.update(f" {file.size} ".encode())
     try:
-        with open(file.path, "rb", buffering=0) as opened:
-            digest.update(opened.read(END))
-            opened.seek(max(0, file.size - END))
-            digest.update(opened.read(END))
+        digest.update(content_digest(file.path, file.size))
     except OSError as error:
         raise unreadable(setting, file.path, error) from None
     return digest.digest()

@@ -51,7 +51,8 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
         for absolute, path in by_absolute.items():
             status = _status(setting, path)
             size = status.st_size
-            file = CorpusFile(os.path.relpath(absolute, folder).replace(os.sep, "/"), path, size)
+            name = os.path.relpath(absolute, folder).replace(os.sep, "/")
+            file = CorpusFile(name, path, size, status.st_mtime_ns)
             # Opening a pipe would wait for whoever writes to it.
             if file.format is None or not stat.S_ISREG(status.st_mode):
                 listing.left_out["files"] += 1

@@ -38,11 +38,15 @@ Numbered = tuple[int, Document | LeftOut]
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file of a source: `name` there, `path`, and its bytes when it was listed."""
+    """A file of a source: `name` there, `path`, its bytes and time of change when it was listed.
+
+    `mtime_ns` None leaves the time aside.
+    """
 
     name: str
     path: str
     size: int
+    mtime_ns: int | None = None
 
     @property
     def compression(self) -> str | None:
@@ -92,12 +96,8 @@ def documents(
         return
     place = _Place(first)
     try:
-        size = os.stat(file.path).st_size
-        if size != file.size:
-            raise _UnreadableError(
-                f"it has {size:,} bytes and had {file.size:,} when this run began; start again"
-            )
-        if size == 0 and file.format != ".parquet":
+        _check_unchanged(file, os.stat(file.path))
+        if file.size == 0 and file.format != ".parquet":
             if first == 0:
                 yield 0, LeftOut(file.shown, "is empty", error=False)
         elif file.format in TEXT_FORMATS:
@@ -110,6 +110,14 @@ def documents(
         # One before `first` was given to whoever read that far.
         if place.number >= first:
             yield place.number, _broken_off(file, place, error)
+
+
+def _check_unchanged(file: CorpusFile, status: os.stat_result) -> None:
+    if status.st_size != file.size:
+        sizes = f"it has {status.st_size:,} bytes and had {file.size:,}"
+        raise _UnreadableError(f"changed since the run began ({sizes}); start again")
+    if file.mtime_ns not in (None, status.st_mtime_ns):
+        raise _UnreadableError("changed since the run began (it was written again); start again")
 
 
 def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
