@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from litmegalodon.data import (
     ListSource,
     MixtureSource,
     PreparedCorpus,
+    json_line,
     manifest,
     preparing,
     whole_files,
@@ -188,6 +190,15 @@ def test_an_edit_of_the_same_size_between_two_machines_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"0020000", b"0020O00"))
     with pytest.raises(ValueError, match=f"output={corpus}: holds a corpus of source "):
         prepare(FilesSource(str(path)), tokenizer, corpus, machine=(2, 2), units=UNITS)
+
+
+def test_few_files_in_many_parts_are_parsed_once_in_all(tmp_path, monkeypatch):
+    [path] = written_corpus(tmp_path / "text", ".jsonl", [str(i) for i in range(50)])
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json_line.json, "loads", lambda text: parsed.append(text) or loads(text))
+    prepare(FilesSource(str(path)), tokenizer, tmp_path / "a", units={"train": 9, "val": 2})
+    assert sum(str(text).startswith('{"text"') for text in parsed) == 50
 
 
 def test_of_two_plans_for_a_new_folder_the_first_stays(tmp_path):

@@ -111,6 +111,27 @@ def test_only_wanted_records_are_given(format, tmp_path):
     assert [(number, item.text) for number, item in given] == [(1, b"b"), (4, b"e")]
 
 
+@pytest.mark.parametrize("format", [*RECORDS, *TEXTS])
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_the_parts_of_a_file_are_all_of_it_once(format, parts, tmp_path):
+    [path, *_] = written_corpus(tmp_path, format, ["a", "", "c", "d", "e", "f", "g"])
+    whole = read(path, wanted=lambda name: not name.endswith("4"))
+    given = [
+        read(path, wanted=lambda n: not n.endswith("4"), part=(i, parts)) for i in range(parts)
+    ]
+    assert sorted((x for part in given for x in part), key=lambda x: x[0]) == whole
+    assert all(n % parts == i for i, part in enumerate(given) for n, _ in part)
+
+
+def test_lines_of_other_parts_are_not_parsed(tmp_path, monkeypatch):
+    [path] = written_corpus(tmp_path, ".jsonl", [str(i) for i in range(50)])
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json_line.json, "loads", lambda text: parsed.append(text) or loads(text))
+    assert [number for number, _ in read(path, first=20, part=(3, 10))] == [23, 33, 43]
+    assert len(parsed) == 3
+
+
 def test_lines_that_are_skipped_or_not_wanted_are_not_parsed(tmp_path, monkeypatch):
     [path] = written_corpus(tmp_path, ".jsonl", [str(i) for i in range(50)])
     parsed = []

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from litmegalodon.data import readers
@@ -24,15 +24,23 @@ THREADS = 16
 
 @dataclass(frozen=True)
 class FileShard:
-    """One file, of whose documents it gives those that `wanted` says yes to by name."""
+    """One file, of whose documents it gives those that `wanted` says yes to by name.
+
+    `part` (i, n) gives of these the ones alone whose numbers have the remainder i by n.
+    """
 
     name: str
     file: CorpusFile
     columns: Columns
     wanted: Callable[[str], bool]
+    part: tuple[int, int] = (0, 1)
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document | LeftOut]]:
-        return readers.documents(self.file, self.columns, first, self.wanted)
+        return readers.documents(self.file, self.columns, first, self.wanted, self.part)
+
+    def in_part(self, part: int, parts: int) -> "FileShard":
+        """The same file, of which no more is parsed than that part asks for."""
+        return replace(self, part=(part, parts))
 
 
 class FilesSource:

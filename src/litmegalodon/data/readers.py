@@ -86,29 +86,39 @@ def documents(
     columns: Columns,
     first: int = 0,
     wanted: Callable[[str], bool] = lambda name: True,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Numbered]:
     """(number, document) of a file from number `first` on, of those records whose names are wanted.
 
-    A LeftOut stands for a record that cannot be read, or as the last one for all that follow. Lines
-    and groups of rows before `first`, and lines that are not wanted, are not parsed.
+    `part` (i, n) gives those numbers alone that have the remainder i by n. A LeftOut stands for a
+    record that cannot be read, or as the last one for all that follow. Lines and groups of rows
+    before `first`, and lines that are not wanted, are not parsed.
     """
-    if file.format in TEXT_FORMATS and (first > 0 or not wanted(file.name)):
+    remainder, parts = part
+
+    def in_part(number: int) -> bool:
+        return number % parts == remainder
+
+    def chosen(number: int) -> bool:
+        return in_part(number) and wanted(file.record(number))
+
+    if file.format in TEXT_FORMATS and (first > 0 or not in_part(0) or not wanted(file.name)):
         return
     place = _Place(first)
     try:
         _check_unchanged(file, os.stat(file.path))
         if file.size == 0 and file.format != ".parquet":
-            if first == 0:
+            if first == 0 and in_part(0):
                 yield 0, LeftOut(file.shown, "is empty", error=False)
         elif file.format in TEXT_FORMATS:
             yield 0, _text(file)
         elif file.format == ".parquet":
-            yield from _rows(file, columns, first, wanted, place)
+            yield from _rows(file, columns, first, chosen, place)
         else:
-            yield from _lines(file, columns, first, wanted, place)
+            yield from _lines(file, columns, first, chosen, place)
     except (OSError, pa.ArrowException, _UnreadableError) as error:
         # One before `first` was given to whoever read that far.
-        if place.number >= first:
+        if place.number >= first and in_part(place.number):
             yield place.number, _broken_off(file, place, error)
 
 
@@ -162,7 +172,7 @@ def _lines(
     file: CorpusFile,
     columns: Columns,
     first: int,
-    wanted: Callable[[str], bool],
+    chosen: Callable[[int], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
     with _opened(file) as stream:
@@ -174,9 +184,8 @@ def _lines(
         for line in stream:
             number = place.number
             place.number += 1
-            name = file.record(number)
-            if wanted(name):
-                where = f"{shown}, line {number + 1}"
+            if chosen(number):
+                name, where = file.record(number), f"{shown}, line {number + 1}"
                 holder = [line]
                 # A line may take as much memory as there is: no second reference to it.
                 del line
@@ -201,7 +210,7 @@ def _rows(
     file: CorpusFile,
     columns: Columns,
     first: int,
-    wanted: Callable[[str], bool],
+    chosen: Callable[[int], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
     with _opened(file) as stream:
@@ -225,14 +234,14 @@ def _rows(
                     columns=list(columns.names),
                 )
                 for batch in batches:
-                    skipped = min(len(batch), max(0, first - place.number))
-                    texts = [column.to_pylist() for column in texts_of(batch[skipped:], columns)]
-                    numbers = range(place.number + skipped, place.number + len(batch))
-                    for number, *values in zip(numbers, *texts, strict=True):
-                        name = file.record(number)
-                        if wanted(name):
-                            where = f"{shown}, row {number + 1}"
-                            yield number, columns.document(name, where, values)
+                    begin = max(first, place.number)
+                    numbers = [*filter(chosen, range(begin, place.number + len(batch)))]
+                    rows_here = pa.array([number - place.number for number in numbers], pa.int64())
+                    texts = [column.take(rows_here) for column in texts_of(batch, columns)]
+                    values = zip(*(column.to_pylist() for column in texts), strict=True)
+                    for number, of_row in zip(numbers, values, strict=True):
+                        name, where = file.record(number), f"{shown}, row {number + 1}"
+                        yield number, columns.document(name, where, of_row)
                     place.number += len(batch)
             start += rows
 
