@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data_helpers import datamodule, splits_of, written_corpus
 from litmegalodon.data import Document, FilesSource, LeftOut, files
 from litmegalodon.data.documents import is_held_out
+from litmegalodon.data.store import OnError
 
 FORMATS = [
     f"{stem}{end}" for stem in (".txt", ".md", ".jsonl", ".parquet") for end in ("", ".gz", ".zst")
@@ -314,15 +315,38 @@ def test_a_file_that_cannot_be_read_is_named_before_training(tmp_path, monkeypat
         FilesSource(str(tmp_path)).fingerprint  # noqa: B018
 
 
-def test_a_file_that_vanished_is_left_out_as_an_error_in_either_split(tmp_path):
-    [path] = written_corpus(tmp_path, ".jsonl", WORDS)
+@pytest.mark.parametrize("format", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_a_file_that_vanished_is_left_out_as_an_error_once(format, tmp_path):
+    written_corpus(tmp_path, format, WORDS)
+    [path] = tmp_path.iterdir()
     source = FilesSource(str(path))
-    shards = [source.shards(split)[0] for split in ("train", "val")]
+    shards = {split: source.shards(split)[0] for split in ("train", "val")}
     path.unlink()
-    for shard in shards:
-        assert list(shard.documents()) == [
-            (0, LeftOut(str(path), "cannot be read: No such file or directory"))
-        ]
+    assert list(shards["train"].documents()) == [
+        (0, LeftOut(str(path), "cannot be read: No such file or directory"))
+    ]
+    assert list(shards["val"].documents()) == []
+
+
+def test_a_file_that_breaks_off_or_is_empty_is_told_of_in_one_split(tmp_path):
+    [path] = written_corpus(tmp_path, ".jsonl.gz", WORDS)
+    path.write_bytes(path.read_bytes()[:-20])
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    splits = splits_of(FilesSource(str(tmp_path)))
+    told = {split: [i for i in items if isinstance(i, LeftOut)] for split, items in splits.items()}
+    assert [(item.where.rpartition("/")[2][:5], item.error) for item in told["train"]] == [
+        (path.name[:5], True),
+        ("empty", False),
+    ]
+    assert told["val"] == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_where_no_file_can_be_read_the_reason_is_given_in_either_split(split, tmp_path):
+    written_corpus(tmp_path, ".parquet", WORDS)
+    with pytest.raises(ValueError, match=r"has no column 'words' but .*; set data\.source\.text_"):
+        read = FilesSource(str(tmp_path), text_column="words")
+        OnError("raise")(next(read.shards(split)[0].documents())[1])
 
 
 def test_the_size_of_the_text_is_known_where_files_tell_it(tmp_path):

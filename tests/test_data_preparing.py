@@ -198,7 +198,8 @@ def test_few_files_in_many_parts_are_parsed_once_in_all(tmp_path, monkeypatch):
     loads = json.loads
     monkeypatch.setattr(json_line.json, "loads", lambda text: parsed.append(text) or loads(text))
     prepare(FilesSource(str(path)), tokenizer, tmp_path / "a", units={"train": 9, "val": 2})
-    assert sum(str(text).startswith('{"text"') for text in parsed) == 50
+    # The first line once more, to see whether the file can be read.
+    assert sum(str(text).startswith('{"text"') for text in parsed) == 51
 
 
 def test_of_two_plans_for_a_new_folder_the_first_stays(tmp_path):
@@ -259,6 +260,17 @@ def test_skipped_places_are_counted_once_in_the_manifest(tmp_path, capsys):
     assert told[1][:2] == ["a.jsonl, line 3: is no JSON", "a.jsonl, line 4: is empty"]
     assert max(map(len, told)) == preparing.EXAMPLES
     assert "left out a.jsonl, line 3: is no JSON" in capsys.readouterr().out
+
+
+def test_a_file_that_breaks_off_is_counted_once_in_the_manifest(tmp_path):
+    [path] = written_corpus(
+        tmp_path / "text", ".jsonl.gz", [os.urandom(9).hex() for _ in range(200)]
+    )
+    path.write_bytes(path.read_bytes()[:-99])
+    corpus = tmp_path / "corpus"
+    text = FilesSource(str(path), validation_fraction=0.5)
+    prepare(text, tokenizer, corpus, units=UNITS, on_error="skip")
+    assert PreparedCorpus(str(corpus)).left_out["documents"] == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -26,7 +26,8 @@ THREADS = 16
 class FileShard:
     """One file, of whose documents it gives those that `wanted` says yes to by name.
 
-    `part` (i, n) gives of these the ones alone whose numbers have the remainder i by n.
+    `part` (i, n) gives of these the ones alone whose numbers have the remainder i by n. Of several
+    shards of a file one `tells_of_file`, where it is empty or cannot be read on.
     """
 
     name: str
@@ -34,9 +35,12 @@ class FileShard:
     columns: Columns
     wanted: Callable[[str], bool]
     part: tuple[int, int] = (0, 1)
+    tells_of_file: bool = True
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document | LeftOut]]:
-        return readers.documents(self.file, self.columns, first, self.wanted, self.part)
+        return readers.documents(
+            self.file, self.columns, first, self.wanted, self.part, self.tells_of_file
+        )
 
     def in_part(self, part: int, parts: int) -> "FileShard":
         """The same file, of which no more is parsed than that part asks for."""
@@ -73,16 +77,27 @@ class FilesSource:
         self.root = root
 
     def shards(self, split: str) -> list[FileShard]:
-        """One a file, those of text files only where they are in the split."""
+        """One a file, those of text files only where they are in the split.
+
+        A file of both splits is told of in `train` where it is empty or cannot be read on.
+        """
         files = self._listing.files["paths" if self._by_hash or split == "train" else "val_paths"]
         wanted = HoldOut(split, self.validation_fraction)
         shards = [
-            FileShard(file.name, file, self.columns, wanted)
+            FileShard(
+                file.name,
+                file,
+                self.columns,
+                wanted,
+                tells_of_file=split == "train" or not self._in_both(file),
+            )
             for file in files
             if file.format not in TEXT_FORMATS or wanted(file.name)
         ]
         if not shards:
             raise ValueError(self._no_document(split, [file.name for file in files]))
+        if not any(shard.tells_of_file for shard in shards) and self._unreadable is not None:
+            raise ValueError(self._unreadable)
         return shards
 
     @cached_property
@@ -118,6 +133,20 @@ class FilesSource:
             return None
         with ThreadPoolExecutor(THREADS) as pool:
             return sum(pool.map(lambda file: readers.text_bytes(file, self.columns) or 0, files))
+
+    def _in_both(self, file: CorpusFile) -> bool:
+        return self._by_hash and file.format not in TEXT_FORMATS
+
+    @cached_property
+    def _unreadable(self) -> str | None:
+        """Why the first file of `paths` cannot be read, where none of them can."""
+        problems = []
+        for file in self._listing.files["paths"]:
+            _, item = next(readers.documents(file, self.columns), (0, None))
+            if not (isinstance(item, LeftOut) and item.error and item.where == file.shown):
+                return None
+            problems.append(f"{item.where}: {item.reason}; mend it, or name other files")
+        return problems[0]
 
     @property
     def _by_hash(self) -> bool:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from litmegalodon.data.arrow import no_text, texts_of
 from litmegalodon.data.columns import Columns
+from litmegalodon.data.decompression import TRUNCATED, GzipStream, ZstdStream
 from litmegalodon.data.documents import Document, LeftOut
 from litmegalodon.data.json_line import document_of_line
 from litmegalodon.data.utf8 import blocks, first_broken_byte, first_broken_byte_of
@@ -50,7 +51,7 @@ class CorpusFile:
 
     @property
     def compression(self) -> str | None:
-        """Its compression's name for Arrow, told by the last ending."""
+        """Its compression's name, told by the last ending."""
         return COMPRESSIONS.get(_ending(self.path))
 
     @property
@@ -87,12 +88,14 @@ def documents(
     first: int = 0,
     wanted: Callable[[str], bool] = lambda name: True,
     part: tuple[int, int] = (0, 1),
+    tells_of_file: bool = True,
 ) -> Iterator[Numbered]:
     """(number, document) of a file from number `first` on, of those records whose names are wanted.
 
     `part` (i, n) gives those numbers alone that have the remainder i by n. A LeftOut stands for a
-    record that cannot be read, or as the last one for all that follow. Lines and groups of rows
-    before `first`, and lines that are not wanted, are not parsed.
+    record that cannot be read, or as the last one for all that follow; the last one, and that of an
+    empty file, only with `tells_of_file`. Lines and groups of rows before `first`, and lines that
+    are not wanted, are not parsed.
     """
     remainder, parts = part
 
@@ -107,8 +110,10 @@ def documents(
     place = _Place(first)
     try:
         _check_unchanged(file, os.stat(file.path))
+        if file.size == 0 and file.compression is not None:
+            raise _UnreadableError(TRUNCATED)
         if file.size == 0 and file.format != ".parquet":
-            if first == 0 and in_part(0):
+            if first == 0 and in_part(0) and tells_of_file:
                 yield 0, LeftOut(file.shown, "is empty", error=False)
         elif file.format in TEXT_FORMATS:
             yield 0, _text(file)
@@ -118,7 +123,7 @@ def documents(
             yield from _lines(file, columns, first, chosen, place)
     except (OSError, pa.ArrowException, _UnreadableError) as error:
         # One before `first` was given to whoever read that far.
-        if place.number >= first and in_part(place.number):
+        if place.number >= first and in_part(place.number) and tells_of_file:
             yield place.number, _broken_off(file, place, error)
 
 
@@ -144,7 +149,8 @@ def _opened(file: CorpusFile) -> io.BufferedReader:
     opened = open(file.path, "rb", buffering=BLOCK)  # noqa: SIM115
     if file.compression is None:
         return opened
-    return io.BufferedReader(pa.input_stream(opened, compression=file.compression), BLOCK)
+    stream = GzipStream(opened) if file.compression == "gzip" else ZstdStream(opened)
+    return io.BufferedReader(stream, BLOCK)
 
 
 def _text(file: CorpusFile) -> Document | LeftOut:
