@@ -131,6 +131,32 @@ def test_links_are_followed_and_one_that_leads_back_is_so_once(tmp_path):
     assert names == ["a.jsonl", "more/b.jsonl"]
 
 
+def test_a_file_that_links_match_too_is_read_once_by_its_own_name(tmp_path):
+    tree(tmp_path, "b.jsonl", "elsewhere/c.jsonl")
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "b.jsonl")
+    (tmp_path / "z").symlink_to(tmp_path / "elsewhere")
+    source = FilesSource([f"{tmp_path}/*.jsonl", f"{tmp_path}/z", f"{tmp_path}/elsewhere"])
+    assert names_of(source) == ["b.jsonl", "elsewhere/c.jsonl"]
+    assert source.left_out["files"] == 2
+    assert source.left_out_endings == {"link to a file that is read": 2}
+    # Links alone are files like others, each file once.
+    (tmp_path / "links").mkdir()
+    for name in ("1.jsonl", "2.jsonl"):
+        (tmp_path / "links" / name).symlink_to(tmp_path / "b.jsonl")
+    assert names_of(FilesSource(f"{tmp_path}/links")) == ["1.jsonl"]
+
+
+def test_hidden_files_of_a_folder_are_counted(tmp_path):
+    tree(tmp_path, "a.jsonl", ".b.jsonl", ".git/c/d.jsonl", "e/.f.jsonl")
+    (tmp_path / ".gone").symlink_to(tmp_path / "nowhere")
+    source = FilesSource(str(tmp_path))
+    assert names_of(source) == ["a.jsonl"]
+    assert source.left_out["files"] == 4 and source.left_out_endings == {"hidden": 4}
+    asked_for = FilesSource([str(tmp_path), f"{tmp_path}/.b.jsonl"])
+    assert names_of(asked_for) == [".b.jsonl", "a.jsonl"]
+    assert asked_for.left_out_endings == {"hidden": 3}
+
+
 def test_moving_a_corpus_changes_neither_names_nor_fingerprint(tmp_path):
     sources = []
     for place in ("here", "there"):

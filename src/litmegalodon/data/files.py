@@ -117,12 +117,12 @@ class FilesSource:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Files that match and are of no format that is read, and their bytes."""
+        """Files that match and are not read, and their bytes."""
         return self._listing.left_out
 
     @property
     def left_out_endings(self) -> Mapping[str, int]:
-        """How many files were left out by the ending of their names."""
+        """How many files were left out by the ending of their names, or by why they were."""
         return self._listing.left_out_endings
 
     @cached_property
