@@ -190,6 +190,20 @@ def test_a_bad_line_is_named_and_the_next_one_is_read(line, reason, tmp_path):
     assert bad.reason.startswith(reason)
 
 
+@pytest.mark.parametrize("end", COMPRESSIONS)
+def test_a_column_that_the_first_line_lacks_too_is_said_so(end, tmp_path):
+    data = b"\xef\xbb\xbf" + as_jsonl([{"words": "a"}] * 3 + [{"text": "b"}, {"id": 1}])
+    path = written(tmp_path, f"a.jsonl{end}", data, NAMES[end])
+    whole = read(path)
+    assert [item.where.partition(", ")[2] for _, item in whole if isinstance(item, LeftOut)] == [
+        "line 1",
+        "line 2, as line 1",
+        "line 3, as line 1",
+        "line 5",
+    ]
+    assert read(path, first=2) == whole[2:]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -13,7 +13,7 @@ import io
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -186,7 +186,7 @@ def _lines(
         if stream.peek(3)[:3] == codecs.BOM_UTF8:
             stream.read(3)
         _skip_lines(stream, first, place)
-        shown = file.shown
+        shown, compared = file.shown, _ToFirstLine(file, columns)
         for line in stream:
             number = place.number
             place.number += 1
@@ -195,11 +195,35 @@ def _lines(
                 holder = [line]
                 # A line may take as much memory as there is: no second reference to it.
                 del line
-                yield number, document_of_line(holder, columns, name, where)
+                yield number, compared(document_of_line(holder, columns, name, where))
         if file.compression is None and stream.tell() != file.size:
             raise _UnreadableError(
                 f"it was changed while it was read, from {file.size:,} bytes to {stream.tell():,}"
             )
+
+
+@dataclass
+class _ToFirstLine:
+    """Says of a line that lacks a column whether the first one does too: then the setting is wrong.
+
+    Held-out lines, which are read first, lie anywhere in a file.
+    """
+
+    file: CorpusFile
+    columns: Columns
+    reason: str | None = None
+
+    def __call__(self, item: Document | LeftOut) -> Document | LeftOut:
+        if not isinstance(item, LeftOut) or not item.reason.startswith("has no column"):
+            return item
+        if self.reason is None:
+            with _opened(self.file) as stream:
+                line = stream.readline(BLOCK).removeprefix(codecs.BOM_UTF8)
+            first = document_of_line([line], self.columns, "", "")
+            self.reason = first.reason if isinstance(first, LeftOut) else ""
+        if item.reason != self.reason or item.where.endswith(", line 1"):
+            return item
+        return replace(item, where=f"{item.where}, as line 1")
 
 
 def _skip_lines(stream: io.BufferedReader, first: int, place: _Place) -> None:
