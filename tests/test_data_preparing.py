@@ -192,6 +192,20 @@ def test_an_edit_of_the_same_size_between_two_machines_is_refused(tmp_path):
         prepare(FilesSource(str(path)), tokenizer, corpus, machine=(2, 2), units=UNITS)
 
 
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_file_that_changes_between_two_of_its_parts_is_an_error(tmp_path, after):
+    [path] = written_corpus(tmp_path / "text", ".jsonl", [str(i) for i in range(50)])
+
+    def change(finished, number, of):
+        if number == after:
+            path.write_bytes(path.read_bytes()[:-1])
+
+    text = FilesSource(str(path), validation_fraction=0.3)
+    with pytest.raises(ValueError, match="changed since the run began"):
+        prepare(text, tokenizer, tmp_path / "a", units={"train": 4, "val": 2}, done=change)
+    assert not (tmp_path / "a" / "manifest.json").exists()
+
+
 def test_few_files_in_many_parts_are_parsed_once_in_all(tmp_path, monkeypatch):
     [path] = written_corpus(tmp_path / "text", ".jsonl", [str(i) for i in range(50)])
     parsed = []

@@ -27,7 +27,7 @@ class FileShard:
     """One file, of whose documents it gives those that `wanted` says yes to by name.
 
     `part` (i, n) gives of these the ones alone whose numbers have the remainder i by n. Of several
-    shards of a file one `tells_of_file`, where it is empty or cannot be read on.
+    shards of a file one `tells_of_file`, where it is empty or breaks off; all tell of a change.
     """
 
     name: str
@@ -79,7 +79,7 @@ class FilesSource:
     def shards(self, split: str) -> list[FileShard]:
         """One a file, those of text files only where they are in the split.
 
-        A file of both splits is told of in `train` where it is empty or cannot be read on.
+        A file of both splits is told of in `train` where it is empty or breaks off.
         """
         files = self._listing.files["paths" if self._by_hash or split == "train" else "val_paths"]
         wanted = HoldOut(split, self.validation_fraction)

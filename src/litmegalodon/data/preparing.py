@@ -212,12 +212,13 @@ def _documents(shards: Iterable[Shard], unit: Unit) -> Iterator[Document | LeftO
     What the system refuses while reading is not taken for the output's.
     """
     for shard in shards:
-        # Files parse no more than is asked for.
-        if hasattr(shard, "in_part"):
+        # Files parse no more than is asked for, and in every part tell where they changed.
+        shared_out = hasattr(shard, "in_part")
+        if shared_out:
             shard = shard.in_part(unit.part, unit.parts)
         try:
             for number, item in shard.documents():
-                if number % unit.parts == unit.part:
+                if shared_out or number % unit.parts == unit.part:
                     yield item
         except OSError as error:
             raise ValueError(f"data.source: {shard.name} could not be read: {error}") from error

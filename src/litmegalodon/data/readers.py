@@ -82,6 +82,10 @@ class _UnreadableError(Exception):
     """A file that can be opened but not read as it should be."""
 
 
+class _ChangedError(_UnreadableError):
+    """A file that is another one than when it was listed."""
+
+
 def documents(
     file: CorpusFile,
     columns: Columns,
@@ -93,9 +97,10 @@ def documents(
     """(number, document) of a file from number `first` on, of those records whose names are wanted.
 
     `part` (i, n) gives those numbers alone that have the remainder i by n. A LeftOut stands for a
-    record that cannot be read, or as the last one for all that follow; the last one, and that of an
-    empty file, only with `tells_of_file`. Lines and groups of rows before `first`, and lines that
-    are not wanted, are not parsed.
+    record that cannot be read, or as the last one for all that follow. What is so for whoever reads
+    the file, as that it is empty or breaks off, is given in one part and with `tells_of_file` only;
+    that it changed or cannot be opened now in all. Lines and groups of rows before `first`, and
+    lines that are not wanted, are not parsed.
     """
     remainder, parts = part
 
@@ -123,16 +128,23 @@ def documents(
             yield from _lines(file, columns, first, chosen, place)
     except (OSError, pa.ArrowException, _UnreadableError) as error:
         # One before `first` was given to whoever read that far.
-        if place.number >= first and in_part(place.number) and tells_of_file:
+        told = _of_this_moment(error) or (tells_of_file and in_part(place.number))
+        if told and place.number >= first:
             yield place.number, _broken_off(file, place, error)
+
+
+def _of_this_moment(error: Exception) -> bool:
+    """Whether another reading of the file may have gone well."""
+    # What the system refuses has a number; what decompression and Arrow find in the data has none.
+    return isinstance(error, _ChangedError) or getattr(error, "errno", None) is not None
 
 
 def _check_unchanged(file: CorpusFile, status: os.stat_result) -> None:
     if status.st_size != file.size:
         sizes = f"it has {status.st_size:,} bytes and had {file.size:,}"
-        raise _UnreadableError(f"changed since the run began ({sizes}); start again")
+        raise _ChangedError(f"changed since the run began ({sizes}); start again")
     if file.mtime_ns not in (None, status.st_mtime_ns):
-        raise _UnreadableError("changed since the run began (it was written again); start again")
+        raise _ChangedError("changed since the run began (it was written again); start again")
 
 
 def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
@@ -197,7 +209,7 @@ def _lines(
                 del line
                 yield number, compared(document_of_line(holder, columns, name, where))
         if file.compression is None and stream.tell() != file.size:
-            raise _UnreadableError(
+            raise _ChangedError(
                 f"it was changed while it was read, from {file.size:,} bytes to {stream.tell():,}"
             )
 
