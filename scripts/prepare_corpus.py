@@ -17,6 +17,8 @@ from litmegalodon.utils.command_line import prepare as prepare_command_line
 from litmegalodon.utils.printing import opening, say, short_path
 from litmegalodon.utils.settings import check_values
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 # Seconds between two lines on how far it has come.
 EVERY = 5.0
 
@@ -27,6 +29,11 @@ def machine_of(shard: str) -> tuple[int, int]:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError(f"shard={shard}: must be i/n with i from 1 to n, as 3/16")
     return int(found[1]), int(found[2])
+
+
+def default_vocab_size() -> int:
+    """Of the model where nothing else is set."""
+    return OmegaConf.load(CONFIGS / "model" / "megalodon.yaml").config.vocab_size
 
 
 def prepare_corpus(cfg: DictConfig) -> None:
@@ -85,6 +92,9 @@ def prepare_corpus(cfg: DictConfig) -> None:
     model = corpus.manifest["tokenizer"]["model"]
     path = short_path(folder)
     tokenizer = f" data/tokenizer=sentencepiece data.tokenizer.path={path}/{model}" if model else ""
+    vocab_size = corpus.manifest["tokenizer"]["vocab_size"]
+    if vocab_size > default_vocab_size():
+        tokenizer += f" model.config.vocab_size={vocab_size}"
     say(
         f"complete, fingerprint {corpus.fingerprint}: data=prepared{tokenizer}"
         f" data.source.folder={path}"

@@ -35,10 +35,14 @@ def show(cfg: DictConfig) -> None:
     """Print and draw what the data of a configuration are."""
     from hydra.utils import instantiate
 
+    from litmegalodon.data.mixture import parts_of
     from litmegalodon.data.survey import draw_lengths, survey
 
     datamodule = instantiate(cfg.data)
     source, tokenizer = datamodule.source, datamodule.tokenizer
+    for part, _ in parts_of(source):
+        if hasattr(part, "check_tokenizer"):
+            part.check_tokenizer(tokenizer)
     surveys = {
         split: survey(source, tokenizer, split, cfg.show.documents) for split in ("train", "val")
     }

@@ -21,7 +21,13 @@ def train_tokenizer(cfg: DictConfig) -> None:
     output = Path(cfg.output)
     if output.exists() and not cfg.overwrite:
         raise ValueError(f"output={output}: is there already; name another, or set overwrite=true")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output={output}: its folder {output.parent} cannot be made"
+            f" ({(error.strerror or str(error)).lower()}); name another"
+        ) from error
     from hydra.utils import instantiate
 
     from litmegalodon.data import SentencePieceTokenizer

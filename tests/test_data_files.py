@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import datamodule, splits_of, written_corpus
-from litmegalodon.data import Document, FilesSource, LeftOut
+from litmegalodon.data import Document, FilesSource, LeftOut, files
 from litmegalodon.data.documents import is_held_out
+from litmegalodon.data.store import OnError
 
 FORMATS = [
     f"{stem}{end}" for stem in (".txt", ".md", ".jsonl", ".parquet") for end in ("", ".gz", ".zst")
@@ -130,6 +131,32 @@ def test_links_are_followed_and_one_that_leads_back_is_so_once(tmp_path):
     assert names == ["a.jsonl", "more/b.jsonl"]
 
 
+def test_a_file_that_links_match_too_is_read_once_by_its_own_name(tmp_path):
+    tree(tmp_path, "b.jsonl", "elsewhere/c.jsonl")
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "b.jsonl")
+    (tmp_path / "z").symlink_to(tmp_path / "elsewhere")
+    source = FilesSource([f"{tmp_path}/*.jsonl", f"{tmp_path}/z", f"{tmp_path}/elsewhere"])
+    assert names_of(source) == ["b.jsonl", "elsewhere/c.jsonl"]
+    assert source.left_out["files"] == 2
+    assert source.left_out_endings == {"link to a file that is read": 2}
+    # Links alone are files like others, each file once.
+    (tmp_path / "links").mkdir()
+    for name in ("1.jsonl", "2.jsonl"):
+        (tmp_path / "links" / name).symlink_to(tmp_path / "b.jsonl")
+    assert names_of(FilesSource(f"{tmp_path}/links")) == ["1.jsonl"]
+
+
+def test_hidden_files_of_a_folder_are_counted(tmp_path):
+    tree(tmp_path, "a.jsonl", ".b.jsonl", ".git/c/d.jsonl", "e/.f.jsonl")
+    (tmp_path / ".gone").symlink_to(tmp_path / "nowhere")
+    source = FilesSource(str(tmp_path))
+    assert names_of(source) == ["a.jsonl"]
+    assert source.left_out["files"] == 4 and source.left_out_endings == {"hidden": 4}
+    asked_for = FilesSource([str(tmp_path), f"{tmp_path}/.b.jsonl"])
+    assert names_of(asked_for) == [".b.jsonl", "a.jsonl"]
+    assert asked_for.left_out_endings == {"hidden": 3}
+
+
 def test_moving_a_corpus_changes_neither_names_nor_fingerprint(tmp_path):
     sources = []
     for place in ("here", "there"):
@@ -154,8 +181,8 @@ def test_the_fingerprint_changes_with_all_that_is_read(tmp_path):
     written_corpus(tmp_path / "val", ".jsonl", WORDS)
     note(val_paths=f"{tmp_path}/val")
     data = path.read_bytes()
-    for at in (data.index(b"number 0"), data.rindex(b"number 59")):
-        # One byte of the head, one of the tail.
+    for at in (data.index(b"number 0"), len(data) // 2, data.rindex(b"number 59")):
+        # One byte of the head, one of the middle, one of the tail.
         path.write_bytes(data[:at] + b"N" + data[at + 1 :])
         note()
     path.rename(tmp_path / "other.jsonl")
@@ -168,7 +195,36 @@ def test_the_fingerprint_changes_with_all_that_is_read(tmp_path):
     assert fingerprints[-1] == fingerprints[-2]
 
 
-def test_the_fingerprint_reads_no_more_than_the_ends_of_a_file(tmp_path):
+def test_of_a_large_file_the_fingerprint_reads_evenly_spaced_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WHOLE", 1000)
+    monkeypatch.setattr(files, "BLOCK", 10)
+    [path] = written_corpus(tmp_path, ".jsonl", WORDS * 100)
+    data = bytearray(path.read_bytes())
+    unchanged = files.content_digest(str(path), len(data))
+    for at in (0, (len(data) - 10) * 128 // 255, len(data) - 1):
+        path.write_bytes(data[:at] + b"N" + data[at + 1 :])
+        assert files.content_digest(str(path), len(data)) != unchanged
+
+
+def test_a_copy_written_later_has_the_same_fingerprint(tmp_path):
+    [path] = written_corpus(tmp_path, ".jsonl", WORDS)
+    before = FilesSource(str(path)).fingerprint
+    os.utime(path, ns=(1, 1))
+    assert FilesSource(str(path)).fingerprint == before
+
+
+def test_a_file_that_is_written_again_during_a_run_is_an_error(tmp_path):
+    [path] = written_corpus(tmp_path, ".jsonl", WORDS)
+    [shard] = FilesSource(str(path)).shards("train")
+    # Of the same size.
+    path.write_bytes(path.read_bytes().replace(b"number", b"NUMBER"))
+    os.utime(path, ns=(1, 1))
+    [(_, bad)] = shard.documents()
+    assert bad.where == str(path) and bad.error
+    assert "changed since the run began (it was written again)" in bad.reason
+
+
+def test_the_fingerprint_does_not_read_all_of_a_very_large_file(tmp_path):
     with (tmp_path / "a.txt").open("wb") as file:
         # Reading all of its holes would take minutes.
         file.truncate(1 << 38)
@@ -290,10 +346,31 @@ def test_a_file_that_vanished_is_left_out_as_an_error_in_either_split(tmp_path):
     source = FilesSource(str(path))
     shards = [source.shards(split)[0] for split in ("train", "val")]
     path.unlink()
-    for shard in shards:
+    for shard in (*shards, *(shard.in_part(i, 2) for shard in shards for i in range(2))):
         assert list(shard.documents()) == [
             (0, LeftOut(str(path), "cannot be read: No such file or directory"))
         ]
+
+
+def test_a_file_that_breaks_off_or_is_empty_is_told_of_in_one_split(tmp_path):
+    [path] = written_corpus(tmp_path, ".jsonl.gz", WORDS)
+    path.write_bytes(path.read_bytes()[:-20])
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    splits = splits_of(FilesSource(str(tmp_path)))
+    told = {split: [i for i in items if isinstance(i, LeftOut)] for split, items in splits.items()}
+    assert [(item.where.rpartition("/")[2][:5], item.error) for item in told["train"]] == [
+        (path.name[:5], True),
+        ("empty", False),
+    ]
+    assert told["val"] == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_where_no_file_can_be_read_the_reason_is_given_in_either_split(split, tmp_path):
+    written_corpus(tmp_path, ".parquet", WORDS)
+    with pytest.raises(ValueError, match=r"has no column 'words' but .*; set data\.source\.text_"):
+        read = FilesSource(str(tmp_path), text_column="words")
+        OnError("raise")(next(read.shards(split)[0].documents())[1])
 
 
 def test_the_size_of_the_text_is_known_where_files_tell_it(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_helpers import Deadly, source
-from data_helpers import ShardedSource, documents
+from data_helpers import ShardedSource, documents, written_corpus
 from litmegalodon.data import (
     ByteTokenizer,
+    FilesSource,
     LeftOut,
     ListSource,
     MixtureSource,
     PreparedCorpus,
+    json_line,
     manifest,
     preparing,
     whole_files,
@@ -178,6 +181,41 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, changed, message
     assert files(tmp_path) == before
 
 
+def test_an_edit_of_the_same_size_between_two_machines_is_refused(tmp_path):
+    # More than the fingerprint would read of a file's ends alone.
+    lines = [f"{i:07}" for i in range(40_000)]
+    [path] = written_corpus(tmp_path / "text", ".jsonl", lines)
+    corpus = tmp_path / "corpus"
+    assert prepare(FilesSource(str(path)), tokenizer, corpus, machine=(1, 2), units=UNITS)
+    path.write_bytes(path.read_bytes().replace(b"0020000", b"0020O00"))
+    with pytest.raises(ValueError, match=f"output={corpus}: holds a corpus of source "):
+        prepare(FilesSource(str(path)), tokenizer, corpus, machine=(2, 2), units=UNITS)
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_file_that_changes_between_two_of_its_parts_is_an_error(tmp_path, after):
+    [path] = written_corpus(tmp_path / "text", ".jsonl", [str(i) for i in range(50)])
+
+    def change(finished, number, of):
+        if number == after:
+            path.write_bytes(path.read_bytes()[:-1])
+
+    text = FilesSource(str(path), validation_fraction=0.3)
+    with pytest.raises(ValueError, match="changed since the run began"):
+        prepare(text, tokenizer, tmp_path / "a", units={"train": 4, "val": 2}, done=change)
+    assert not (tmp_path / "a" / "manifest.json").exists()
+
+
+def test_few_files_in_many_parts_are_parsed_once_in_all(tmp_path, monkeypatch):
+    [path] = written_corpus(tmp_path / "text", ".jsonl", [str(i) for i in range(50)])
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json_line.json, "loads", lambda text: parsed.append(text) or loads(text))
+    prepare(FilesSource(str(path)), tokenizer, tmp_path / "a", units={"train": 9, "val": 2})
+    # The first line once more, to see whether the file can be read.
+    assert sum(str(text).startswith('{"text"') for text in parsed) == 51
+
+
 def test_of_two_plans_for_a_new_folder_the_first_stays(tmp_path):
     plans = [manifest.Plan({"fingerprint": name}, name, {}, {}, {}) for name in ("first", "second")]
     for plan in plans:
@@ -236,6 +274,17 @@ def test_skipped_places_are_counted_once_in_the_manifest(tmp_path, capsys):
     assert told[1][:2] == ["a.jsonl, line 3: is no JSON", "a.jsonl, line 4: is empty"]
     assert max(map(len, told)) == preparing.EXAMPLES
     assert "left out a.jsonl, line 3: is no JSON" in capsys.readouterr().out
+
+
+def test_a_file_that_breaks_off_is_counted_once_in_the_manifest(tmp_path):
+    [path] = written_corpus(
+        tmp_path / "text", ".jsonl.gz", [os.urandom(9).hex() for _ in range(200)]
+    )
+    path.write_bytes(path.read_bytes()[:-99])
+    corpus = tmp_path / "corpus"
+    text = FilesSource(str(path), validation_fraction=0.5)
+    prepare(text, tokenizer, corpus, units=UNITS, on_error="skip")
+    assert PreparedCorpus(str(corpus)).left_out["documents"] == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -3,6 +3,7 @@
 import json
 import os
 import tracemalloc
+import zlib
 from dataclasses import replace
 
 import pyarrow as pa
@@ -111,6 +112,27 @@ def test_only_wanted_records_are_given(format, tmp_path):
     assert [(number, item.text) for number, item in given] == [(1, b"b"), (4, b"e")]
 
 
+@pytest.mark.parametrize("format", [*RECORDS, *TEXTS])
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_the_parts_of_a_file_are_all_of_it_once(format, parts, tmp_path):
+    [path, *_] = written_corpus(tmp_path, format, ["a", "", "c", "d", "e", "f", "g"])
+    whole = read(path, wanted=lambda name: not name.endswith("4"))
+    given = [
+        read(path, wanted=lambda n: not n.endswith("4"), part=(i, parts)) for i in range(parts)
+    ]
+    assert sorted((x for part in given for x in part), key=lambda x: x[0]) == whole
+    assert all(n % parts == i for i, part in enumerate(given) for n, _ in part)
+
+
+def test_lines_of_other_parts_are_not_parsed(tmp_path, monkeypatch):
+    [path] = written_corpus(tmp_path, ".jsonl", [str(i) for i in range(50)])
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json_line.json, "loads", lambda text: parsed.append(text) or loads(text))
+    assert [number for number, _ in read(path, first=20, part=(3, 10))] == [23, 33, 43]
+    assert len(parsed) == 3
+
+
 def test_lines_that_are_skipped_or_not_wanted_are_not_parsed(tmp_path, monkeypatch):
     [path] = written_corpus(tmp_path, ".jsonl", [str(i) for i in range(50)])
     parsed = []
@@ -166,6 +188,20 @@ def test_a_bad_line_is_named_and_the_next_one_is_read(line, reason, tmp_path):
     assert (before[1].text, after[1].text) == (b"a", b"c")
     assert number == 1 and bad.where == f"{path}, line 2" and bad.error
     assert bad.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("end", COMPRESSIONS)
+def test_a_column_that_the_first_line_lacks_too_is_said_so(end, tmp_path):
+    data = b"\xef\xbb\xbf" + as_jsonl([{"words": "a"}] * 3 + [{"text": "b"}, {"id": 1}])
+    path = written(tmp_path, f"a.jsonl{end}", data, NAMES[end])
+    whole = read(path)
+    assert [item.where.partition(", ")[2] for _, item in whole if isinstance(item, LeftOut)] == [
+        "line 1",
+        "line 2, as line 1",
+        "line 3, as line 1",
+        "line 5",
+    ]
+    assert read(path, first=2) == whole[2:]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +272,50 @@ def test_broken_utf8_in_a_text_file_is_named_by_byte_and_line(
     assert bad.reason == f"is no UTF-8: byte {byte} of the file is {data[byte - 1]:#04x}"
 
 
-@pytest.mark.parametrize("format", [*TEXTS, *(f for f in RECORDS if "jsonl" in f)])
+@pytest.mark.parametrize("format", [f for f in [*TEXTS, *RECORDS] if f.endswith(("gz", "zst"))])
+def test_a_compressed_file_without_a_byte_is_a_truncated_one(format, tmp_path):
+    path = written(tmp_path, f"a{format}", b"")
+    [(_, bad)] = read(path)
+    assert bad == LeftOut(str(path), "cannot be read: Truncated compressed stream")
+
+
+@pytest.mark.parametrize("lost", [1, 9, 500, 20_000])
+def test_a_truncated_gzip_file_gives_every_whole_line_before_the_break(lost, tmp_path):
+    lines = [os.urandom(99).hex() for _ in range(400)]
+    [path] = written_corpus(tmp_path, ".jsonl.gz", lines)
+    data = path.read_bytes()[:-lost]
+    path.write_bytes(data)
+    there = zlib.decompressobj(31).decompress(data).count(b"\n")
+    *good, (number, bad) = read(path)
+    assert [item.text.decode() for _, item in good] == lines[:there] and there > 50
+    assert number == there and bad.where == f"{path}, line {there + 1}"
+    assert bad.reason == "cannot be read, nor what follows: Truncated compressed stream"
+
+
+def test_a_truncated_zstd_file_gives_lines_of_all_its_whole_blocks(tmp_path):
+    lines = [os.urandom(99).hex() for _ in range(3000)]
+    [path] = written_corpus(tmp_path, ".jsonl.zst", lines)
+    path.write_bytes(path.read_bytes()[:-100])
+    *good, (number, bad) = cut = read(path)
+    assert [item.text.decode() for _, item in good] == lines[: len(good)]
+    # A block is at most 128 KiB.
+    assert len(good) >= len(lines) - (128 << 10) // 200
+    assert bad.where == f"{path}, line {number + 1}" and number == len(good)
+    for first in (7, number, number + 1):
+        assert read(path, first) == [item for item in cut if item[0] >= first]
+
+
+def test_members_of_a_gzip_file_are_read_on_and_zeros_after_them_are_padding(tmp_path):
+    parts = [as_jsonl([{"text": text}]) for text in ("a", "b")]
+    data = b"".join(compressed(part, "gzip") for part in parts)
+    for number, padding in enumerate((b"", bytes(9), bytes(200_000))):
+        path = written(tmp_path, f"{number}.jsonl.gz", data + padding)
+        assert [item.text for _, item in read(path)] == [b"a", b"b"]
+    *good, (_, bad) = read(written(tmp_path, "c.jsonl.gz", data + bytes(9) + b"garbage"))
+    assert [item.text for _, item in good] == [b"a", b"b"] and bad.error
+
+
+@pytest.mark.parametrize("format", [*TEXTS[::3], ".jsonl"])
 def test_a_file_without_a_byte_is_left_out_and_no_error(format, tmp_path):
     path = written(tmp_path, f"a{format}", b"")
     assert read(path) == [(0, LeftOut(str(path), "is empty", error=False))]
@@ -355,7 +434,8 @@ def test_a_file_that_vanished_or_changed_since_it_was_listed_is_named(format, tm
     [(_, bad)] = readers.documents(file, Columns())
     assert bad.where == str(path) and bad.error
     assert bad.reason.startswith(
-        f"cannot be read: it has {file.size + 1} bytes and had {file.size} "
+        "cannot be read: changed since the run began"
+        f" (it has {file.size + 1} bytes and had {file.size})"
     )
     path.unlink()
     [(_, bad)] = readers.documents(file, Columns())

@@ -5,7 +5,15 @@ from time import sleep
 import pytest
 
 from corpus_helpers import Shards
-from litmegalodon.data import Document, LeftOut, SentencePieceTokenizer, tokenizer_training
+from litmegalodon.data import (
+    ByteTokenizer,
+    Document,
+    LeftOut,
+    PreparedCorpus,
+    SentencePieceTokenizer,
+    tokenizer_training,
+)
+from litmegalodon.data.preparing import prepare
 from litmegalodon.data.tokenizer_training import SENTENCE, TrainingText, fit, train
 from tokenizer_helpers import TEXT
 
@@ -32,6 +40,20 @@ def test_text_is_its_lines():
     text = TrainingText(source(["one\n\n  two\n", "three"], ["four"]), 1000)
     assert list(text) == ["one", "  two", "three", "four"]
     assert (text.documents, text.bytes, text.is_cut) == (3, 17, False)
+
+
+def test_prompts_are_trained_on_too():
+    corpus = Shards([[Document("a", b"answer", prompt=b"the\nquestion")]], [])
+    text = TrainingText(corpus, 1000)
+    assert list(text) == ["the", "question", "answer"]
+    assert (text.documents, text.bytes) == (1, 17)
+
+
+def test_a_prepared_corpus_has_no_text_to_train_on(tmp_path):
+    prepare(source(["some text"]), ByteTokenizer(), tmp_path, units={"train": 1, "val": 1})
+    with pytest.raises(ValueError, match="holds tokens and no text, which a tokenizer") as raised:
+        TrainingText(PreparedCorpus(str(tmp_path)), 1000)
+    assert "streaming" not in str(raised.value)
 
 
 def test_long_lines_are_cut_at_spaces_and_not_left_out():

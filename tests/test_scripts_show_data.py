@@ -9,6 +9,7 @@ import pytest
 
 from data_helpers import as_jsonl, datamodule, written_corpus
 from litmegalodon.data import ByteTokenizer, Document, FilesSource, ListSource
+from litmegalodon.data.preparing import prepare
 from litmegalodon.data.row_text import row_text
 from litmegalodon.data.survey import draw_lengths, survey
 from runs import ENVIRONMENT, ROOT
@@ -149,6 +150,19 @@ def test_the_script_shows_files_and_what_is_wrong_with_them(tmp_path):
     done = show_data(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: corpus/corpus.jsonl, line 41: is no JSON: ")
+
+
+def test_another_tokenizer_than_the_corpus_was_prepared_with_is_refused_first(tmp_path):
+    class Other(ByteTokenizer):
+        fingerprint = "other"
+
+    source = ListSource([Document("a", b"some text")], [Document("b", b"more")])
+    prepare(source, Other(), tmp_path / "corpus", units={"train": 1, "val": 1})
+    arguments = ["data=prepared", "data.source.folder=corpus", f"paths.log_dir={tmp_path}"]
+    done = show_data(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data.tokenizer: its fingerprint is bytes-")
+    assert "to train on" not in done.stdout
 
 
 @pytest.mark.parametrize("setting", ["rows=-1", "rows=1.5", "characters=1", "documents=0"])

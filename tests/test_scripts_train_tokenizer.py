@@ -39,10 +39,12 @@ def test_it_trains_reports_and_replaces_nothing_unasked(tmp_path):
         (["vocab_size=0"], "vocab_size=0: must be a whole number, at least 1"),
         (["model_type=words"], "model_type=words: must be bpe or unigram"),
         (["character_coverage=2"], "character_coverage=2: must be a number above 0 and at most 1"),
+        (["output=afile/t.model"], "output=afile/t.model: its folder afile cannot be made"),
         (["vocab_size=100", "max_bytes=20000"], "vocab_size=100: .* set more"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "afile").write_text("")
     done = subprocess.run(
         command(SCRIPT, "output=a.model", *arguments, *QUIET),
         cwd=tmp_path,

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from litmegalodon.data import readers
@@ -14,22 +14,37 @@ from litmegalodon.data.holding_out import HoldOut, check_fraction
 from litmegalodon.data.listing import Listing, list_files, unreadable
 from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
 
-# What the fingerprint reads of each end of a file, in bytes, and files that are read at a time.
-END = 64 << 10
+# The fingerprint reads all of a file of at most WHOLE bytes, of a larger one BLOCKS evenly spaced
+# blocks of BLOCK bytes.
+WHOLE = 64 << 20
+BLOCKS, BLOCK = 256, 64 << 10
+# Files that are read at a time.
 THREADS = 16
 
 
 @dataclass(frozen=True)
 class FileShard:
-    """One file, of whose documents it gives those that `wanted` says yes to by name."""
+    """One file, of whose documents it gives those that `wanted` says yes to by name.
+
+    `part` (i, n) gives of these the ones alone whose numbers have the remainder i by n. Of several
+    shards of a file one `tells_of_file`, where it is empty or breaks off; all tell of a change.
+    """
 
     name: str
     file: CorpusFile
     columns: Columns
     wanted: Callable[[str], bool]
+    part: tuple[int, int] = (0, 1)
+    tells_of_file: bool = True
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document | LeftOut]]:
-        return readers.documents(self.file, self.columns, first, self.wanted)
+        return readers.documents(
+            self.file, self.columns, first, self.wanted, self.part, self.tells_of_file
+        )
+
+    def in_part(self, part: int, parts: int) -> "FileShard":
+        """The same file, of which no more is parsed than that part asks for."""
+        return replace(self, part=(part, parts))
 
 
 class FilesSource:
@@ -62,21 +77,36 @@ class FilesSource:
         self.root = root
 
     def shards(self, split: str) -> list[FileShard]:
-        """One a file, those of text files only where they are in the split."""
+        """One a file, those of text files only where they are in the split.
+
+        A file of both splits is told of in `train` where it is empty or breaks off.
+        """
         files = self._listing.files["paths" if self._by_hash or split == "train" else "val_paths"]
         wanted = HoldOut(split, self.validation_fraction)
         shards = [
-            FileShard(file.name, file, self.columns, wanted)
+            FileShard(
+                file.name,
+                file,
+                self.columns,
+                wanted,
+                tells_of_file=split == "train" or not self._in_both(file),
+            )
             for file in files
             if file.format not in TEXT_FORMATS or wanted(file.name)
         ]
         if not shards:
             raise ValueError(self._no_document(split, [file.name for file in files]))
+        if not any(shard.tells_of_file for shard in shards) and self._unreadable is not None:
+            raise ValueError(self._unreadable)
         return shards
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and ends, of the columns and of how they are split."""
+        """Of the files' names, sizes and content, of the columns and of how they are split.
+
+        Content as `content_digest` sees it: any change of a file of at most 64 MiB is noticed; of a
+        larger one a change of its size, and of bytes in the blocks that are read.
+        """
         digest = hashlib.sha256(repr((self.columns, self.validation_fraction)).encode())
         with ThreadPoolExecutor(THREADS) as pool:
             for setting, files in self._listing.files.items():
@@ -87,12 +117,12 @@ class FilesSource:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Files that match and are of no format that is read, and their bytes."""
+        """Files that match and are not read, and their bytes."""
         return self._listing.left_out
 
     @property
     def left_out_endings(self) -> Mapping[str, int]:
-        """How many files were left out by the ending of their names."""
+        """How many files were left out by the ending of their names, or by why they were."""
         return self._listing.left_out_endings
 
     @cached_property
@@ -103,6 +133,20 @@ class FilesSource:
             return None
         with ThreadPoolExecutor(THREADS) as pool:
             return sum(pool.map(lambda file: readers.text_bytes(file, self.columns) or 0, files))
+
+    def _in_both(self, file: CorpusFile) -> bool:
+        return self._by_hash and file.format not in TEXT_FORMATS
+
+    @cached_property
+    def _unreadable(self) -> str | None:
+        """Why the first file of `paths` cannot be read, where none of them can."""
+        problems = []
+        for file in self._listing.files["paths"]:
+            _, item = next(readers.documents(file, self.columns), (0, None))
+            if not (isinstance(item, LeftOut) and item.error and item.where == file.shown):
+                return None
+            problems.append(f"{item.where}: {item.reason}; mend it, or name other files")
+        return problems[0]
 
     @property
     def _by_hash(self) -> bool:
@@ -148,14 +192,30 @@ def _patterns(setting: str, value: str | Sequence[str]) -> list[str]:
     return patterns
 
 
+def content_digest(path: str, size: int) -> bytes:
+    """SHA-256 of a file of `size` bytes: of all of it up to 64 MiB, above of 256 evenly spaced
+    blocks of 64 KiB, the first and the last among them.
+
+    Not noticed is a change of a larger file that keeps its size and lies between those blocks; when
+    a file was written counts for nothing, since a copy of it is the same text.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        if size <= WHOLE:
+            while block := file.read(BLOCK * 16):
+                digest.update(block)
+        else:
+            for i in range(BLOCKS):
+                file.seek(i * (size - BLOCK) // (BLOCKS - 1))
+                digest.update(file.read(BLOCK))
+    return digest.digest()
+
+
 def _file_digest(setting: str, file: CorpusFile) -> bytes:
     digest = hashlib.sha256(file.name.encode(errors="surrogateescape"))
     digest.update(f" {file.size} ".encode())
     try:
-        with open(file.path, "rb", buffering=0) as opened:
-            digest.update(opened.read(END))
-            opened.seek(max(0, file.size - END))
-            digest.update(opened.read(END))
+        digest.update(content_digest(file.path, file.size))
     except OSError as error:
         raise unreadable(setting, file.path, error) from None
     return digest.digest()

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -158,14 +159,18 @@ class HubSource:
     def fingerprint(self) -> str:
         """Of the settings and of what the Hub calls the files: their names with the commit.
 
-        Local files count by name and size.
+        Local files count by name, size and what `files.content_digest` reads of them.
         """
+        from litmegalodon.data.files import THREADS
+
         splits = [self.split] + ([self.val_split] if self.val_split else [])
         shards = [self._stream(split).num_shards for split in splits]
+        with ThreadPoolExecutor(THREADS) as pool:
+            identities = list(pool.map(_identity, self._files(splits)))
         parts = [
             *(self.path, self.name, splits, shards, self.columns),
             *(self.validation_fraction, self.max_val_documents),
-            *(_identity(file) for file in self._files(splits)),
+            *identities,
         ]
         return hashlib.sha256(repr(parts).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -272,8 +277,19 @@ def _first_held_out(shard: str, fraction: float, limit: int) -> frozenset[int]:
     return frozenset(islice(held_out, limit))
 
 
-def _identity(file: str) -> tuple[str, int]:
-    return (os.path.basename(file), os.path.getsize(file)) if os.path.exists(file) else (file, 0)
+def _identity(file: str) -> tuple[str, int, str]:
+    from litmegalodon.data.files import content_digest
+
+    if not os.path.exists(file):
+        return file, 0, ""
+    size = os.path.getsize(file)
+    try:
+        return os.path.basename(file), size, content_digest(file, size).hex()
+    except OSError as error:
+        raise ValueError(
+            f"data.source.data_files: {file} cannot be read ({error.strerror}); mend that, or leave"
+            " it out of the patterns"
+        ) from None
 
 
 def _plain(data_files: Any) -> Any:

@@ -4,7 +4,7 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from litmegalodon.data.readers import COMPRESSIONS, FORMATS, CorpusFile
@@ -14,25 +14,34 @@ READABLE = f"{', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
 
 @dataclass
 class Listing:
-    """Files by each setting that names some, and what matched without being of a format read here.
+    """Files by each setting that names some, and what matched and is not read.
 
-    `left_out` counts those as `{"files": ..., "bytes": ...}`, `left_out_endings` their endings.
+    `left_out` counts the latter as `{"files": ..., "bytes": ...}`, `left_out_endings` by their
+    names' endings, or as "hidden" or "link to a file that is read".
     """
 
     files: dict[str, list[CorpusFile]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=lambda: {"files": 0, "bytes": 0})
     left_out_endings: Counter[str] = field(default_factory=Counter)
 
+    def leave_out(self, kind: str, size: int) -> None:
+        self.left_out["files"] += 1
+        self.left_out["bytes"] += size
+        self.left_out_endings[kind] += 1
+
 
 def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listing:
     """The files of `{setting: patterns}`, each named by its path from the patterns' common folder.
 
     A pattern is a file, a folder, which stands for all that is in it, or either with `*`, `?`,
-    `[...]` and `**`; it is looked up below `root`, or the working folder. Files and folders whose
-    names begin with a dot are not looked at. ValueError that names the setting where a pattern
-    matches nothing, or nothing of a format that is read.
+    `[...]` and `**`; it is looked up below `root`, or the working folder. Files whose names, or
+    whose folders' names, begin with a dot are not read; those in a folder that is matched are
+    counted. A file that links make match more than once is read once, by its own name where that
+    is matched. ValueError that names the setting where a pattern matches nothing, or nothing of a
+    format that is read.
     """
     bases, listing = [], Listing()
+    hidden: set[str] = set()
     # Two patterns may mean the same file.
     matched: dict[str, dict[str, str]] = {setting: {} for setting in patterns}
     for setting, of_setting in patterns.items():
@@ -41,38 +50,53 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
             full = os.path.join(root or "", inner)
             # A wildcard in the name of the root is none.
             found = glob.glob(os.path.join(glob.escape(root or ""), inner), recursive=True)
-            paths = list(_files(setting, [full] if os.path.lexists(full) else found))
+            paths = list(_files(setting, [full] if os.path.lexists(full) else found, hidden))
             _check_matched(f"{setting}={pattern}", paths, root)
             bases.append(_base(full))
             matched[setting] |= {os.path.abspath(path): path for path in paths}
     folder = os.path.commonpath(bases)
+    for path in hidden.difference(*matched.values()):
+        # A link that leads nowhere is no less hidden.
+        listing.leave_out("hidden", os.lstat(path).st_size)
     for setting, by_absolute in matched.items():
         files = []
+        read_by = _by_real_path(by_absolute)
         for absolute, path in by_absolute.items():
             status = _status(setting, path)
             size = status.st_size
-            file = CorpusFile(os.path.relpath(absolute, folder).replace(os.sep, "/"), path, size)
+            name = os.path.relpath(absolute, folder).replace(os.sep, "/")
+            file = CorpusFile(name, path, size, status.st_mtime_ns)
             # Opening a pipe would wait for whoever writes to it.
             if file.format is None or not stat.S_ISREG(status.st_mode):
-                listing.left_out["files"] += 1
-                listing.left_out["bytes"] += size
-                listing.left_out_endings[_ending(path)] += 1
+                listing.leave_out(_ending(path), size)
+            elif read_by[os.path.realpath(path)] != absolute:
+                listing.leave_out("link to a file that is read", size)
             else:
                 files.append(file)
         listing.files[setting] = sorted(files, key=lambda file: file.name.split("/"))
     return listing
 
 
-def _files(setting: str, found: Sequence[str]) -> Iterator[str]:
-    """The files among `found` and in its folders."""
+def _by_real_path(absolute: Iterable[str]) -> dict[str, str]:
+    """For each file that paths lead to the one to read it by: its own before links, by name."""
+    links_first = sorted(
+        absolute,
+        key=lambda path: (os.path.islink(path), path != os.path.realpath(path), path),
+        reverse=True,
+    )
+    return {os.path.realpath(path): path for path in links_first}
+
+
+def _files(setting: str, found: Sequence[str], hidden: set[str]) -> Iterator[str]:
+    """The files among `found` and in its folders, whose hidden ones are noted in `hidden`."""
     for path in found:
         if os.path.isdir(path):
-            yield from _below(setting, path)
+            yield from _below(setting, path, hidden)
         else:
             yield path
 
 
-def _below(setting: str, folder: str) -> Iterator[str]:
+def _below(setting: str, folder: str, hidden: set[str]) -> Iterator[str]:
     """All files in a folder and those below it; a link that leads back up is followed once."""
 
     def refuse(error: OSError) -> None:
@@ -84,8 +108,18 @@ def _below(setting: str, folder: str) -> Iterator[str]:
         visible = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             yield from (os.path.join(path, name) for name in names if not name.startswith("."))
+            hidden |= {os.path.abspath(os.path.join(path, n)) for n in names if n.startswith(".")}
+            for name in folders:
+                if name.startswith("."):
+                    hidden |= _all_below(os.path.join(path, name))
         seen.add(real)
         folders[:] = visible
+
+
+def _all_below(folder: str) -> set[str]:
+    """All files below a folder as far as it may be read, links not followed."""
+    below = os.walk(os.path.abspath(folder))
+    return {os.path.join(path, name) for path, _, names in below for name in names}
 
 
 def _check_matched(setting: str, paths: Sequence[str], root: str | None) -> None:

@@ -233,11 +233,8 @@ class PreparedCorpus:
         """Bytes of the predicted text."""
         return sum(self.store(split).num_bytes for split in SPLITS)
 
-    def validation_documents(self, tokenizer: Tokenizer) -> list["StoredDocument"]:
-        """The held-out documents; what the tokenizer changed in their text stays changed.
-
-        ValueError where `tokenizer` is not the one that made the corpus.
-        """
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """ValueError where `tokenizer` is not the one that made the corpus."""
         if tokenizer.fingerprint != self.tokenizer_fingerprint:
             model = self.manifest["tokenizer"]["model"]
             fix = (
@@ -249,6 +246,13 @@ class PreparedCorpus:
                 f"data.tokenizer: its fingerprint is {tokenizer.fingerprint} and {self.folder} was"
                 f" prepared with {self.tokenizer_fingerprint}; set {fix}"
             )
+
+    def validation_documents(self, tokenizer: Tokenizer) -> list["StoredDocument"]:
+        """The held-out documents; what the tokenizer changed in their text stays changed.
+
+        ValueError where `tokenizer` is not the one that made the corpus.
+        """
+        self.check_tokenizer(tokenizer)
         store = self.store("val")
         return [StoredDocument(store, i, tokenizer) for i in range(store.num_documents)]
 

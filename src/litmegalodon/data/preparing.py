@@ -75,9 +75,7 @@ class Work:
         left_out = {"places": 0, "errors": 0, "examples": []}
         with whole_files.writing(path) as file:
             writer = TokenWriter(file, self.tokenizer)
-            for number, item in _documents(shards):
-                if number % unit.parts != unit.part:
-                    continue
+            for item in _documents(shards, unit):
                 if isinstance(item, LeftOut):
                     on_error(item)
                     left_out["places"] += 1
@@ -208,11 +206,20 @@ def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
     )
 
 
-def _documents(shards: Iterable[Shard]) -> Iterator[tuple[int, Document | LeftOut]]:
-    """Shards' documents; what the system refuses while reading is not taken for the output's."""
+def _documents(shards: Iterable[Shard], unit: Unit) -> Iterator[Document | LeftOut]:
+    """The unit's part of shards' documents.
+
+    What the system refuses while reading is not taken for the output's.
+    """
     for shard in shards:
+        # Files parse no more than is asked for, and in every part tell where they changed.
+        shared_out = hasattr(shard, "in_part")
+        if shared_out:
+            shard = shard.in_part(unit.part, unit.parts)
         try:
-            yield from shard.documents()
+            for number, item in shard.documents():
+                if shared_out or number % unit.parts == unit.part:
+                    yield item
         except OSError as error:
             raise ValueError(f"data.source: {shard.name} could not be read: {error}") from error
 

@@ -13,13 +13,14 @@ import io
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from litmegalodon.data.arrow import no_text, texts_of
 from litmegalodon.data.columns import Columns
+from litmegalodon.data.decompression import TRUNCATED, GzipStream, ZstdStream
 from litmegalodon.data.documents import Document, LeftOut
 from litmegalodon.data.json_line import document_of_line
 from litmegalodon.data.utf8 import blocks, first_broken_byte, first_broken_byte_of
@@ -38,15 +39,19 @@ Numbered = tuple[int, Document | LeftOut]
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file of a source: `name` there, `path`, and its bytes when it was listed."""
+    """A file of a source: `name` there, `path`, its bytes and time of change when it was listed.
+
+    `mtime_ns` None leaves the time aside.
+    """
 
     name: str
     path: str
     size: int
+    mtime_ns: int | None = None
 
     @property
     def compression(self) -> str | None:
-        """Its compression's name for Arrow, told by the last ending."""
+        """Its compression's name, told by the last ending."""
         return COMPRESSIONS.get(_ending(self.path))
 
     @property
@@ -77,39 +82,69 @@ class _UnreadableError(Exception):
     """A file that can be opened but not read as it should be."""
 
 
+class _ChangedError(_UnreadableError):
+    """A file that is another one than when it was listed."""
+
+
 def documents(
     file: CorpusFile,
     columns: Columns,
     first: int = 0,
     wanted: Callable[[str], bool] = lambda name: True,
+    part: tuple[int, int] = (0, 1),
+    tells_of_file: bool = True,
 ) -> Iterator[Numbered]:
     """(number, document) of a file from number `first` on, of those records whose names are wanted.
 
-    A LeftOut stands for a record that cannot be read, or as the last one for all that follow. Lines
-    and groups of rows before `first`, and lines that are not wanted, are not parsed.
+    `part` (i, n) gives those numbers alone that have the remainder i by n. A LeftOut stands for a
+    record that cannot be read, or as the last one for all that follow. What is so for whoever reads
+    the file, as that it is empty or breaks off, is given in one part and with `tells_of_file` only;
+    that it changed or cannot be opened now in all. Lines and groups of rows before `first`, and
+    lines that are not wanted, are not parsed.
     """
-    if file.format in TEXT_FORMATS and (first > 0 or not wanted(file.name)):
+    remainder, parts = part
+
+    def in_part(number: int) -> bool:
+        return number % parts == remainder
+
+    def chosen(number: int) -> bool:
+        return in_part(number) and wanted(file.record(number))
+
+    if file.format in TEXT_FORMATS and (first > 0 or not in_part(0) or not wanted(file.name)):
         return
     place = _Place(first)
     try:
-        size = os.stat(file.path).st_size
-        if size != file.size:
-            raise _UnreadableError(
-                f"it has {size:,} bytes and had {file.size:,} when this run began; start again"
-            )
-        if size == 0 and file.format != ".parquet":
-            if first == 0:
+        _check_unchanged(file, os.stat(file.path))
+        if file.size == 0 and file.compression is not None:
+            raise _UnreadableError(TRUNCATED)
+        if file.size == 0 and file.format != ".parquet":
+            if first == 0 and in_part(0) and tells_of_file:
                 yield 0, LeftOut(file.shown, "is empty", error=False)
         elif file.format in TEXT_FORMATS:
             yield 0, _text(file)
         elif file.format == ".parquet":
-            yield from _rows(file, columns, first, wanted, place)
+            yield from _rows(file, columns, first, chosen, place)
         else:
-            yield from _lines(file, columns, first, wanted, place)
+            yield from _lines(file, columns, first, chosen, place)
     except (OSError, pa.ArrowException, _UnreadableError) as error:
         # One before `first` was given to whoever read that far.
-        if place.number >= first:
+        told = _of_this_moment(error) or (tells_of_file and in_part(place.number))
+        if told and place.number >= first:
             yield place.number, _broken_off(file, place, error)
+
+
+def _of_this_moment(error: Exception) -> bool:
+    """Whether another reading of the file may have gone well."""
+    # What the system refuses has a number; what decompression and Arrow find in the data has none.
+    return isinstance(error, _ChangedError) or getattr(error, "errno", None) is not None
+
+
+def _check_unchanged(file: CorpusFile, status: os.stat_result) -> None:
+    if status.st_size != file.size:
+        sizes = f"it has {status.st_size:,} bytes and had {file.size:,}"
+        raise _ChangedError(f"changed since the run began ({sizes}); start again")
+    if file.mtime_ns not in (None, status.st_mtime_ns):
+        raise _ChangedError("changed since the run began (it was written again); start again")
 
 
 def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
@@ -126,7 +161,8 @@ def _opened(file: CorpusFile) -> io.BufferedReader:
     opened = open(file.path, "rb", buffering=BLOCK)  # noqa: SIM115
     if file.compression is None:
         return opened
-    return io.BufferedReader(pa.input_stream(opened, compression=file.compression), BLOCK)
+    stream = GzipStream(opened) if file.compression == "gzip" else ZstdStream(opened)
+    return io.BufferedReader(stream, BLOCK)
 
 
 def _text(file: CorpusFile) -> Document | LeftOut:
@@ -154,7 +190,7 @@ def _lines(
     file: CorpusFile,
     columns: Columns,
     first: int,
-    wanted: Callable[[str], bool],
+    chosen: Callable[[int], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
     with _opened(file) as stream:
@@ -162,21 +198,44 @@ def _lines(
         if stream.peek(3)[:3] == codecs.BOM_UTF8:
             stream.read(3)
         _skip_lines(stream, first, place)
-        shown = file.shown
+        shown, compared = file.shown, _ToFirstLine(file, columns)
         for line in stream:
             number = place.number
             place.number += 1
-            name = file.record(number)
-            if wanted(name):
-                where = f"{shown}, line {number + 1}"
+            if chosen(number):
+                name, where = file.record(number), f"{shown}, line {number + 1}"
                 holder = [line]
                 # A line may take as much memory as there is: no second reference to it.
                 del line
-                yield number, document_of_line(holder, columns, name, where)
+                yield number, compared(document_of_line(holder, columns, name, where))
         if file.compression is None and stream.tell() != file.size:
-            raise _UnreadableError(
+            raise _ChangedError(
                 f"it was changed while it was read, from {file.size:,} bytes to {stream.tell():,}"
             )
+
+
+@dataclass
+class _ToFirstLine:
+    """Says of a line that lacks a column whether the first one does too: then the setting is wrong.
+
+    Held-out lines, which are read first, lie anywhere in a file.
+    """
+
+    file: CorpusFile
+    columns: Columns
+    reason: str | None = None
+
+    def __call__(self, item: Document | LeftOut) -> Document | LeftOut:
+        if not isinstance(item, LeftOut) or not item.reason.startswith("has no column"):
+            return item
+        if self.reason is None:
+            with _opened(self.file) as stream:
+                line = stream.readline(BLOCK).removeprefix(codecs.BOM_UTF8)
+            first = document_of_line([line], self.columns, "", "")
+            self.reason = first.reason if isinstance(first, LeftOut) else ""
+        if item.reason != self.reason or item.where.endswith(", line 1"):
+            return item
+        return replace(item, where=f"{item.where}, as line 1")
 
 
 def _skip_lines(stream: io.BufferedReader, first: int, place: _Place) -> None:
@@ -193,7 +252,7 @@ def _rows(
     file: CorpusFile,
     columns: Columns,
     first: int,
-    wanted: Callable[[str], bool],
+    chosen: Callable[[int], bool],
     place: _Place,
 ) -> Iterator[Numbered]:
     with _opened(file) as stream:
@@ -217,14 +276,14 @@ def _rows(
                     columns=list(columns.names),
                 )
                 for batch in batches:
-                    skipped = min(len(batch), max(0, first - place.number))
-                    texts = [column.to_pylist() for column in texts_of(batch[skipped:], columns)]
-                    numbers = range(place.number + skipped, place.number + len(batch))
-                    for number, *values in zip(numbers, *texts, strict=True):
-                        name = file.record(number)
-                        if wanted(name):
-                            where = f"{shown}, row {number + 1}"
-                            yield number, columns.document(name, where, values)
+                    begin = max(first, place.number)
+                    numbers = [*filter(chosen, range(begin, place.number + len(batch)))]
+                    rows_here = pa.array([number - place.number for number in numbers], pa.int64())
+                    texts = [column.take(rows_here) for column in texts_of(batch, columns)]
+                    values = zip(*(column.to_pylist() for column in texts), strict=True)
+                    for number, of_row in zip(numbers, values, strict=True):
+                        name, where = file.record(number), f"{shown}, row {number + 1}"
+                        yield number, columns.document(name, where, of_row)
                     place.number += len(batch)
             start += rows
 

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from litmegalodon.data.documents import Document, LeftOut, Shard, Source
+from litmegalodon.data.mixture import parts_of
 from litmegalodon.data.sentencepiece import SentencePieceTokenizer
 from litmegalodon.data.store import OnError
 from litmegalodon.data.tokenizer import pieces
@@ -38,7 +40,7 @@ EVERY = 5.0
 
 
 class TrainingText:
-    """The lines of a source's training documents, `max_bytes` of them at most.
+    """The lines of a source's training documents, prompts too, `max_bytes` of them at most.
 
     They are taken evenly from all shards, from the front of each. Counts what was taken and what
     was left: `documents`, `bytes`, `broken_lines` (bytes in them that are no UTF-8 are left out),
@@ -46,6 +48,12 @@ class TrainingText:
     """
 
     def __init__(self, source: Source, max_bytes: int, on_error: str = "raise") -> None:
+        for part, _ in parts_of(source):
+            if hasattr(part, "store"):
+                raise ValueError(
+                    "data.source: a prepared corpus holds tokens and no text, which a tokenizer is"
+                    " trained on; name the source that it was made from"
+                )
         self._shards = source.shards("train")
         self._max_bytes = max_bytes
         self._on_error = OnError(on_error)
@@ -66,7 +74,7 @@ class TrainingText:
                 continue
             self.documents += 1
             # Through pieces, since a document may be large.
-            for piece in pieces(document.text):
+            for piece in chain(pieces(document.prompt), pieces(document.text)):
                 for line in piece.split(b"\n"):
                     if not line:
                         continue
