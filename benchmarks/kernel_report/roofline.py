@@ -10,7 +10,6 @@ from typing import Any
 from litmegalodon.planning import devices
 from litmegalodon.planning.devices import Device
 
-
 # The devices by what their kernels are compiled for.
 DEVICES = {"sm_80": devices.DEVICES["a100"], "sm_90": devices.DEVICES["h100"]}
 DEVICES |= {"gfx942": devices.DEVICES["mi300x"]}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+
 from litmegalodon.models.config import MAX_LOGITS
 
 IGNORED = -100

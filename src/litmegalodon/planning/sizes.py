@@ -1,12 +1,13 @@
 """How large a model's tensors are, and what a process holds and computes; nothing heavy imported.
 
 The formulae are checked against what a real model has and saves for its backward pass. Sizes are
-bytes. Shapes: B rows, l tokens of each on this process, R = B l, D, z, E, F widths of the model, its
-queries, values and feed-forward part, G groups, N order, H heads, C chunk, V outputs.
+bytes.
+
+Shapes: B rows, l tokens of each on this process, D, z, E, F widths of the model, its queries, its
+values and the feed-forward part, G groups, N order, H heads, C chunk, V outputs.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from litmegalodon.models.config import MAX_LOGITS, MegalodonConfig
@@ -92,6 +93,9 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
         norm = 2 * FLOAT32 * c.norm_num_groups
         attention = s.product * (2 * z + value + value) + FLOAT32 * c.num_heads  # q, k, V, A
         cema, fixed = FLOAT32 * dim * states / CEMA_SEGMENT, 0
+        if s.sharers > 1:
+            # What a stretch leaves is told by the same kernels, which save the same again.
+            norm, cema = 2 * norm, 2 * cema
     else:
         norm = 6 * FLOAT64 * (c.norm_num_groups + 1)
         # The softmax's weights: tiles of rows by the keys up to their end.
@@ -105,9 +109,10 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
         # CEMA's matrices: taps, ends, outs, powers.
         fixed = FLOAT32 * dim * (block * block + 3 * block * states)
         if s.sharers > 1:
-            # The same states and `ends` once more, to tell what a stretch leaves.
+            # The same states once more, to tell what a stretch leaves, and ends with all that they
+            # were computed from.
             cema *= 2
-            fixed += FLOAT32 * dim * block * states
+            fixed += 4 * FLOAT32 * dim * block * states
     fixed += 8 * FLOAT64 * dim * c.cema_ndim  # coefficients
     if s.sharers > 1:
         # What was gathered and merged: of each process h and statistics, in float64 too.
@@ -135,7 +140,7 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
 
 
 def loss_saved(config: MegalodonConfig, share: Share) -> int:
-    """What the loss saves: the final norm's output, and where they are few the log-probabilities."""
+    """What the loss saves: the final norm's output, and log-probabilities where they are few."""
     c, s = config, share
     hidden = s.tokens * s.product * c.model_dim
     if s.product != s.residual:
@@ -146,7 +151,7 @@ def loss_saved(config: MegalodonConfig, share: Share) -> int:
 
 
 def loss_working(config: MegalodonConfig, share: Share) -> int:
-    """What the loss takes for the moment beside what it saves: logits or a piece of them, gradients."""
+    """What the loss takes for the moment: logits or a piece of them, and gradients."""
     c, s = config, share
     logits = s.tokens * c.num_outputs
     if logits <= MAX_LOGITS:
@@ -156,8 +161,8 @@ def loss_working(config: MegalodonConfig, share: Share) -> int:
 
 
 def block_working(config: MegalodonConfig, share: Share, checkpointing: bool) -> int:
-    """What a block takes for the moment in its backward pass: with checkpointing what it saves, made
-    again, and gradients of the same size as half of that (an estimate).
+    """What a block takes for the moment in its backward pass: gradients, half the size of what it
+    saves (an estimate), and with checkpointing that again.
     """
     saved = block_activations(config, share)
     return saved // 2 + (saved if checkpointing else 0)
@@ -187,6 +192,6 @@ def step_flops(config: MegalodonConfig, length: int, checkpointing: bool) -> tup
 
 
 def message(config: MegalodonConfig, rows: int) -> tuple[int, int]:
-    """What a process sends of each row's state, both for all of its rows: TimestepNorm's, CEMA's."""
+    """What a process sends of its rows' states in a layer: TimestepNorm's, and CEMA's."""
     statistics = rows * FLOAT32 * 2 * config.norm_num_groups
     return statistics, rows * FLOAT32 * 2 * config.model_dim * config.cema_ndim

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon.planning.settings import check_memory
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import tame_lightning
 
@@ -40,6 +41,12 @@ def make_trainer(cfg: DictConfig) -> Trainer:
             f"trainer.devices={cfg.trainer.devices}: a list names GPUs, and this run is on the CPU;"
             " set a number of processes"
         )
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        devices = cfg.trainer.devices
+        listed = len(devices) if OmegaConf.is_list(devices) else devices
+        memory = torch.cuda.get_device_properties(0).total_memory
+        check_memory(cfg, memory, listed if isinstance(listed, int) and listed > 0 else count)
     callbacks = make_list(cfg.get("callbacks"), "callbacks", Callback)
     settings: dict[str, Any] = {
         "accelerator": kind,
