@@ -1,24 +1,27 @@
 """What 2 x 2 processes measure of a training step, for test_plan.py.
 
-`python tests/plan_processes.py FOLDER` writes FOLDER/<accumulation>.pt for one and two
-micro-batches a step.
+`python tests/plan_processes.py FOLDER` writes FOLDER/<case>.pt, a list over the processes.
 """
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch import LightningDataModule, Trainer
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from litmegalodon.models import MegalodonConfig
 from litmegalodon.parallel import ChunkParallelStrategy
+from litmegalodon.parallel.mesh import Degrees
 from litmegalodon.training import MegalodonModule
 from litmegalodon.training.optimizer import adamw
 from litmegalodon.training.schedule import warmup_schedule
@@ -36,8 +39,22 @@ CONFIG = MegalodonConfig(
     norm_num_groups=4,
     swiglu=True,
 )
-WORLD, CHUNK, ROWS, LENGTH = 4, 2, 4, 1024
-CASES = [(1, False), (2, True)]  # micro-batches a step, checkpointing
+WORLD, ROWS, LENGTH = 4, 4, 1024
+
+
+class Case(NamedTuple):
+    """Settings whose figures are compared."""
+
+    degrees: Degrees
+    accumulation: int
+    checkpointing: bool
+
+
+CASES = {
+    "plain": Case(Degrees(1, 2, 2), 1, False),
+    "checkpointing": Case(Degrees(1, 2, 2), 2, True),
+    "replicas": Case(Degrees(2, 1, 2), 1, False),
+}
 
 
 class Rows(LightningDataModule):
@@ -130,6 +147,8 @@ class Measured(MegalodonModule):
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         if batch_idx == self.trainer.accumulate_grad_batches:
             self.traffic.__enter__()
+        if batch_idx == 1:
+            self.figures["unreduced"] = held(unreduced(self.model))
 
     def training_step(self, batch, batch_idx: int):
         with counting(self.model) as saved:
@@ -156,18 +175,30 @@ def held(tensors) -> int:
     return sum(t.numel() * t.element_size() for t in locals_)
 
 
+def unreduced(model) -> Iterator[torch.Tensor]:
+    """Gradients that wait for the last micro-batch."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            for p in module._get_fsdp_state()._fsdp_param_group.fsdp_params:
+                waiting = p.unsharded_accumulated_grad
+                if waiting is None and hasattr(p, "_unsharded_param"):
+                    waiting = p._unsharded_param.grad
+                if waiting is not None:
+                    yield waiting
+
+
 def work(rank: int, folder: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD)
-    for accumulation, checkpointing in CASES:
-        module = Measured(checkpointing)
+    for name, case in CASES.items():
+        module = Measured(case.checkpointing)
         trainer = Trainer(
             accelerator="cpu",
             devices=WORLD,
-            strategy=ChunkParallelStrategy(CHUNK),
+            strategy=ChunkParallelStrategy(*reversed(case.degrees)),
             max_steps=2,
-            accumulate_grad_batches=accumulation,
+            accumulate_grad_batches=case.accumulation,
             gradient_clip_val=1.0,
             limit_val_batches=0,
             use_distributed_sampler=False,
@@ -180,7 +211,7 @@ def work(rank: int, folder: Path) -> None:
         figures = [None] * WORLD
         dist.all_gather_object(figures, module.figures)
         if rank == 0:
-            torch.save(figures, folder / f"{accumulation}.pt")
+            torch.save(figures, folder / f"{name}.pt")
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """The formulae of a plan against real models: parameters, saved tensors, arithmetic."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from litmegalodon.ops.cema.pytorch import BLOCK
 from litmegalodon.ops.chunk_attention.causal import ROWS
 from litmegalodon.planning import sizes
 from litmegalodon.planning.sizes import Share
-from runs import ROOT
+from runs import ENVIRONMENT, ROOT
 from saved_tensors import counting
 
 SMALL = MegalodonConfig(
@@ -114,6 +115,25 @@ def test_activations_are_what_a_model_saves(rows, length, swiglu, bf16, checkpoi
     share = Share(rows, length, product=2 if bf16 else 4)
     want = sizes.activations(config, share, checkpointing) + sizes.loss_saved(config, share)
     assert want == pytest.approx(saved.bytes, rel=0.2)
+
+
+@pytest.mark.slow
+def test_activations_are_what_the_kernels_save():
+    from saved_by_kernels import CONFIG, LENGTH
+
+    path = os.pathsep.join([str(ROOT / "src"), ENVIRONMENT.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "saved_by_kernels.py")],
+        env=ENVIRONMENT | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    for sharers, saved in enumerate(map(int, done.stdout.split()), 1):
+        share = Share(1, LENGTH, sharers, product=2, triton=True)
+        want = sizes.activations(CONFIG, share, False) + sizes.loss_saved(CONFIG, share)
+        assert want == pytest.approx(saved, rel=0.2)
 
 
 def test_arithmetic_is_two_operations_for_each_weight_and_what_looks_back():

@@ -10,7 +10,7 @@ from litmegalodon.parallel.mesh import Degrees
 from litmegalodon.planning import sizes
 from litmegalodon.planning.plan import Run
 
-GIB, KIB = 2**30, 2**10
+GIB, MIB = 2**30, 2**20
 LENGTHS = [2**i for i in range(12, 23)]  # 4K to 4M tokens
 
 
@@ -56,15 +56,15 @@ class Llama:
 
 
 def at(run: Run, length: int) -> Run:
-    """The run with rows of another length, as many tokens in a batch where that is possible, and as
-    many processes to a row as it has chunks, at most all.
+    """The run with rows of another length: as many tokens in a batch as far as they can be, and a
+    row over as many processes as leave each no more of it than it has tokens now, at most all.
     """
     world = run.processes // run.degrees.replicate
     chunk = 1
-    while chunk * 2 <= world and length % (2 * chunk * run.config.chunk_size) == 0:
-        if world % (2 * chunk):
-            break
+    while length // chunk > run.share.tokens and world % (2 * chunk) == 0:
         chunk *= 2
+    if length % (chunk * run.config.chunk_size):
+        chunk = 1
     degrees = Degrees(run.degrees.replicate, world // chunk, chunk)
     rows = max(1, run.batch_size * run.length // length // degrees.readers) * degrees.readers
     return replace(run, degrees=degrees, length=length, batch_size=rows, measured=None)
@@ -77,16 +77,26 @@ def exchange(run: Run) -> float:
 
 
 def draw(path: Path, run: Run) -> None:
-    """Draw two panels: memory of a process, and what it sends for the sake of sharing rows."""
+    """Draw two panels: memory of a process, and what it sends for the sake of sharing rows.
+
+    Every point is of the run with rows of that length, see `at`.
+    """
     runs = [at(run, length) for length in LENGTHS]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     memory, traffic = figure.subplots(1, 2)
     _panel(memory, runs, lambda r: r.total / GIB, lambda r: Llama(r).memory() / GIB)
     memory.set_ylabel("memory of a process, GiB")
     memory.set_ylim(bottom=0)
-    _panel(traffic, runs, lambda r: exchange(r) / 2**20, lambda r: Llama(r).traffic() / 2**20)
-    traffic.set_yscale("log")
-    traffic.set_ylabel("sent to those that share the rows, MiB a step")
+    sharding = runs[0].traffic()
+    sharding = (sharding["FSDP all-gather"] + sharding["FSDP reduce-scatter"]) / MIB
+    if sharding:
+        traffic.axhline(sharding, color="grey", ls="--", lw=1, label="sharded parameters, both")
+    _panel(traffic, runs, lambda r: exchange(r) / MIB, lambda r: Llama(r).traffic() / MIB)
+    if any(r.degrees.chunk > 1 for r in runs):
+        traffic.set_yscale("log")
+    else:
+        traffic.set_title("no row is shared, nothing is sent for it", fontsize="medium")
+    traffic.set_ylabel("sent by a process, MiB a step")
     checkpointing = "with" if run.checkpointing else "without"
     figure.suptitle(
         f"{sizes.parameters(run.config) / 1e9:.2g}B parameters on {run.processes} processes, "
@@ -99,12 +109,15 @@ def _panel(axes, runs: list[Run], ours: Callable, llamas: Callable) -> None:
     for value, label in ((ours, "MEGALODON, chunk parallel"), (llamas, "Llama, ring attention")):
         points = [(r.length, value(r)) for r in runs]
         points = [(length, y) for length, y in points if y > 0]
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)
     axes.set_xscale("log", base=2)
+    axes.set_xlim(LENGTHS[0] / 1.3, LENGTHS[-1] * 1.3)
     axes.set_xticks(LENGTHS[::2], [_tokens(length) for length in LENGTHS[::2]])
     axes.set_xlabel("context, tokens")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
 
 
 def _tokens(length: int) -> str:

@@ -87,8 +87,9 @@ def _verdict(run: Run, device: Device) -> Iterator[str]:
     if small is None:
         yield "No mesh of up to 16,384 processes holds these settings: take fewer rows in a batch."
         return
+    processes = "1 process" if small.processes == 1 else f"{small.processes:,} processes"
     yield (
-        f"The smallest mesh that holds these settings: {small.processes} processes, "
+        f"The smallest mesh that holds these settings: {processes}, "
         f"trainer.strategy.chunk_parallel_size={small.degrees.chunk} "
         f"({small.total / GIB:.1f} GiB each)."
     )

@@ -118,6 +118,8 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
         # What was gathered and merged: of each process h and statistics, in float64 too.
         gathered = s.rows * (dim * states + 2 * c.norm_num_groups) * (s.sharers + 1)
         fixed += gathered * (FLOAT32 + FLOAT64)
+        # q^l to each of them, with what it was computed from.
+        fixed += (s.sharers + 1) * dim * c.cema_ndim * 8 * FLOAT64
     per_token = 4 * stream + products + norm + cema + attention + feed_forward
     return int(s.tokens * per_token + fixed)
 
