@@ -14,7 +14,7 @@ from litmegalodon.planning.settings import check_plan, run_of
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_mesh, check_values
+from litmegalodon.utils.settings import check_batches, check_mesh, check_values
 
 
 def plan(cfg: DictConfig) -> list[str]:
@@ -23,6 +23,7 @@ def plan(cfg: DictConfig) -> list[str]:
     degrees = check_mesh(cfg, machine * cfg.trainer.num_nodes)
     if degrees is None:
         raise ValueError("trainer.strategy: a plan needs the degrees of ChunkParallelStrategy")
+    check_batches(cfg, degrees.readers)
     run = run_of(cfg, degrees, machine, triton=True)
     # torch takes seconds to import: only after the settings are checked.
     from dataclasses import replace

@@ -84,7 +84,7 @@ def check_memory(cfg: DictConfig, device_memory: int | None = None, machine: int
     raise ValueError(
         f"trainer.devices={cfg.trainer.devices}: a process needs at least {_gib(need)} GiB "
         f"({parts}) and {where} has {_gib(have)}; "
-        f"make plan{_experiment()} says how many GPUs would do"
+        f'make plan{_experiment()} ARGS="trainer.devices=8" says how many GPUs would do'
     )
 
 
