@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config_helpers import composed
+from litmegalodon.planning.settings import check_plan
 from litmegalodon.utils.settings import check_settings
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,13 @@ def test_its_training_commands_are_valid(arguments, tmp_path):
     # A checkpoint is of an earlier run; tests of resuming have one.
     settings = [a for a in given if not a.startswith(("ckpt_path=", "init_from=", "seed=1,"))]
     check_settings(composed(*settings, folder=tmp_path))
+
+
+def test_its_plans_are_valid(tmp_path):
+    plans = re.findall(r"^    python src/plan\.py (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+    for arguments in plans:
+        check_plan(composed(*shlex.split(arguments), folder=tmp_path, name="plan"))
+    assert plans
 
 
 def test_its_make_targets_exist():
