@@ -100,10 +100,14 @@ def test_the_formulae_know_the_operators_tiles():
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16-mixed"])
-@pytest.mark.parametrize("swiglu", [False, True], ids=["plain ffn", "swiglu"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"swiglu": False}, {"dropout": 0.1, "hidden_dropout": 0.1}],
+    ids=lambda changes: " ".join(changes) or "as it is",
+)
 @pytest.mark.parametrize(("rows", "length"), [(2, 1024), (1, 192)])
-def test_activations_are_what_a_model_saves(rows, length, swiglu, bf16, checkpointing):
-    config = dataclasses.replace(SMALL, swiglu=swiglu)
+def test_activations_are_what_a_model_saves(rows, length, changes, bf16, checkpointing):
+    config = dataclasses.replace(SMALL, **changes)
     model = Megalodon(config).train()
     for block in model.layers:
         block.activation_checkpointing = checkpointing

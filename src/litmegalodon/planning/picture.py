@@ -99,7 +99,8 @@ def draw(path: Path, run: Run) -> None:
     traffic.set_ylabel("sent by a process, MiB a step")
     checkpointing = "with" if run.checkpointing else "without"
     figure.suptitle(
-        f"{sizes.parameters(run.config) / 1e9:.2g}B parameters on {run.processes} processes, "
+        f"{_count(sizes.parameters(run.config))} parameters on {run.processes} "
+        f"process{'es' * (run.processes > 1)}, "
         f"{checkpointing} activation checkpointing (computed, not measured)"
     )
     figure.savefig(path, dpi=150)
@@ -122,3 +123,7 @@ def _panel(axes, runs: list[Run], ours: Callable, llamas: Callable) -> None:
 
 def _tokens(length: int) -> str:
     return f"{length // 2**20}M" if length >= 2**20 else f"{length // 2**10}K"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.0f}M"

@@ -120,7 +120,9 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
         fixed += gathered * (FLOAT32 + FLOAT64)
         # q^l to each of them, with what it was computed from.
         fixed += (s.sharers + 1) * dim * c.cema_ndim * 8 * FLOAT64
-    per_token = 4 * stream + products + norm + cema + attention + feed_forward
+    # Dropout's masks, a byte an element.
+    masks = (dim + value + c.ffn_hidden_dim) * (c.hidden_dropout > 0) + 2 * dim * (c.dropout > 0)
+    per_token = 4 * stream + products + norm + cema + attention + feed_forward + masks
     return int(s.tokens * per_token + fixed)
 
 
