@@ -131,8 +131,8 @@ class Run:
     # time
 
     def seconds(self, device: Device, efficiency: float, links: float) -> dict[str, float]:
-        """An estimate of a step's time, in parts: arithmetic at part of the peak, traffic at part of
-        the links' speed. Sharding's traffic runs beside the arithmetic, that of chunks does not.
+        """An estimate of a step's time, in parts: arithmetic at part of the peak, traffic at part
+        of the links' speed. Sharding's traffic runs beside the arithmetic, that of chunks does not.
 
         Args:
             efficiency: part of the device's bfloat16 (without `bf16` TF32) peak.

@@ -140,7 +140,10 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
             block += FLOAT32 * gathered
     groups = 2 * FLOAT32 if s.triton else 6 * FLOAT64
     final = s.tokens * (s.residual * c.model_dim + groups * (c.norm_num_groups + 1))
-    return c.num_layers * block + final
+    # Of the embeddings' dropout: a mask, on a CPU the numbers drawn and what they multiply.
+    mask = 1 if s.triton else 2 * s.residual
+    dropout = s.tokens * c.model_dim * mask * (c.dropout > 0)
+    return c.num_layers * block + final + dropout
 
 
 def loss_saved(config: MegalodonConfig, share: Share) -> int:
