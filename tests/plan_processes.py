@@ -1,6 +1,7 @@
 """What 2 x 2 processes measure of a training step, for test_plan.py.
 
-`python tests/plan_processes.py FOLDER` writes FOLDER/<case>.pt, a list over the processes.
+`python tests/plan_processes.py FOLDER` writes FOLDER/<case>.pt, a list over the processes, and
+FOLDER/peaks.pt.
 """
 
 import os
@@ -14,14 +15,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch import LightningDataModule, Trainer
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from litmegalodon.models import MegalodonConfig
+from litmegalodon.models import Megalodon, MegalodonConfig
 from litmegalodon.parallel import ChunkParallelStrategy
 from litmegalodon.parallel.mesh import Degrees
+from litmegalodon.parallel.parallelize import build_mesh, parallelize
 from litmegalodon.training import MegalodonModule
 from litmegalodon.training.optimizer import adamw
 from litmegalodon.training.schedule import warmup_schedule
@@ -187,6 +191,34 @@ def unreduced(model) -> Iterator[torch.Tensor]:
                     yield waiting
 
 
+def peak(checkpointing: bool) -> int:
+    """The most bytes that a step takes on this process, as torch's own tracker counts them.
+
+    It follows forward passes only: the loss is computed outside of the model, from all logits.
+    """
+    with torch.device("meta"):
+        model = Megalodon(CONFIG)
+    for block in model.layers:
+        block.activation_checkpointing = checkpointing
+    parallelize(model, build_mesh("cpu", Degrees(1, WORLD, 1))).to_empty(device="cpu")
+    model.initialise(0)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.zeros(1, LENGTH, dtype=torch.long)
+
+    def step() -> None:
+        logits, _ = model.train()(tokens)
+        cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    # The first one makes the optimizer's state.
+    step()
+    tracker = FSDPMemTracker(model, optimizer)
+    with tracker:
+        step()
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
 def work(rank: int, folder: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     rendezvous = f"file://{folder}/rendezvous"
@@ -212,6 +244,9 @@ def work(rank: int, folder: Path) -> None:
         dist.all_gather_object(figures, module.figures)
         if rank == 0:
             torch.save(figures, folder / f"{name}.pt")
+    peaks = {checkpointing: peak(checkpointing) for checkpointing in (False, True)}
+    if rank == 0:
+        torch.save(peaks, folder / "peaks.pt")
     dist.destroy_process_group()
 
 

@@ -162,7 +162,8 @@ def measured(tmp_path_factory):
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in CASES}
+    names = (*CASES, "peaks")
+    return {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in names}
 
 
 def planned(case: Case) -> Run:
@@ -207,3 +208,10 @@ def test_activations_are_what_processes_save(name, measured):
     saved = max(figures["activations"] for figures in measured[name])
     want = memory["activations"] + memory["logits and loss"]
     assert want == pytest.approx(saved, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_all_is_no_less_than_the_peak_and_not_much_more(checkpointing, measured):
+    run = Run(CONFIG, Degrees(1, 4, 1), 4, LENGTH, checkpointing=checkpointing)
+    assert 1 <= run.total / measured["peaks"][checkpointing] <= 1.4
