@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval plan data bench kernels test test-slow test-all lint format clean
+.PHONY: help setup train eval generate plan data bench kernels test test-slow test-all lint format clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -13,6 +13,7 @@ TORCH_INDEX ?=
 # EXP=name is experiment=name; ARGS="..." goes to the script as it is
 EXP ?=
 CKPT ?=
+PROMPT ?=
 ARGS ?=
 
 help: ## Print this list
@@ -36,6 +37,11 @@ train: $(STAMP) ## Train: the experiment `tiny`, or EXP=name; ARGS="trainer.max_
 
 eval: $(STAMP) ## Validate a checkpoint: the newest one, or CKPT=path
 	$(BIN)/python src/eval.py ckpt_path=$(or $(CKPT),last) $(ARGS)
+
+# The prompt goes through the environment, unexpanded: neither make nor the shell reads it.
+generate: override export PROMPT := $(value PROMPT)
+generate: $(STAMP) ## Write text with a checkpoint: the newest one, or CKPT=path; PROMPT="def main():"
+	$(BIN)/python src/generate.py ckpt_path=$(or $(CKPT),last) "prompt=$$PROMPT" $(ARGS)
 
 plan: $(STAMP) ## Memory, traffic and time of a run on GPUs that are not here; EXP=7b ARGS="trainer.devices=8"
 	$(BIN)/python src/plan.py $(if $(EXP),experiment=$(EXP)) $(ARGS)

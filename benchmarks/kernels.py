@@ -128,7 +128,8 @@ def _pass(case, target: str, codes: list[MachineCode], counts: list[dict]) -> di
             bounds = roofline.limits(kernel["counts"], device)
             kernel["bound"] = max(bounds, key=bounds.get)
         kernels.append(kernel)
-    result = {name: getattr(case, name) for name in ("operator", "direction", "shape", "counted")}
+    names = ("operator", "direction", "shape", "counted", "tensor_cores")
+    result = {name: getattr(case, name) for name in names}
     result |= {"target": target, "least": case.least, "host_bytes": case.host_bytes}
     if case.counted:
         moved = sum(c.get("load", 0) + c.get("store", 0) for c in counts)

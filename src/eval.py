@@ -22,8 +22,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from litmegalodon.utils.instantiate import open_trainer
+    from litmegalodon.utils.instantiate import check_device, open_trainer
 
+    check_device(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
     datamodule.setup("validate")
@@ -33,7 +34,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | str]:
         model = instantiate(cfg.model)
         trainer.validate(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if cfg.evaluation:
+        if cfg.get("evaluation"):
             model.examiner = instantiate(cfg.evaluation)
             datamodule.trainer = trainer
             loader = model.examiner.loader(datamodule)

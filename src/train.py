@@ -33,8 +33,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from lightning.pytorch import seed_everything
 
     from litmegalodon.utils.hparams import count_parameters, log_hyperparameters
-    from litmegalodon.utils.instantiate import best_checkpoint, open_trainer
+    from litmegalodon.utils.instantiate import best_checkpoint, check_device, open_trainer
 
+    check_device(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
     # Text that does not suit the settings is found before the model is made.

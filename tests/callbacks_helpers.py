@@ -30,7 +30,7 @@ class Bigrams(nn.Module):
         for i, weight in enumerate((self.table.weight, self.head.weight, self.head.bias)):
             nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(i))
 
-    def forward(self, tokens, state=None, resets=None):
+    def forward(self, tokens, state=None, resets=None, last_only=False):
         return self.head(self.table(tokens)), (state or 0) + tokens.shape[1]
 
 

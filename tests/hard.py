@@ -30,6 +30,7 @@ if TRITON_RUNS:
     quicken()
 
 BLOCK = 64
+RECURRENCES = ("cema", "timestep_norm")
 Tensors = dict[str, Tensor]
 
 
@@ -37,6 +38,16 @@ def draws(seed: int) -> Callable[..., Tensor]:
     """A source of float64 standard normal tensors."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def random_qkv(batch, length, heads, z, e, seed=1):
+    """q, k [B, L, H, z] and v [B, L, H, e] in float64."""
+    normal = draws(seed)
+    return (
+        normal(batch, length, heads, z),
+        normal(batch, length, heads, z),
+        normal(batch, length, heads, e) + 3,
+    )
 
 
 def hard_cema_parameters(dim: int, order: int, seed: int) -> Tensors:
@@ -160,8 +171,12 @@ class Operator:
 
     @property
     def has_triton(self) -> bool:
-        """Whether the operator has a Triton form and something to run it on is here."""
-        return TRITON_RUNS and self.name in ("cema", "timestep_norm")
+        """Whether the tests that all operators share ask its Triton form, where that runs.
+
+        One of the three attentions, the hardest: its kernels take ten times as long in the
+        interpreter, and test_triton_attention.py asks the others at shorter lengths.
+        """
+        return TRITON_RUNS and self.name in (*RECURRENCES, "attention-staggered")
 
     def without_state(self, given: Tensors) -> Tensors:
         """The inputs but for the state's numbers; where a row stands is kept."""
@@ -304,7 +319,7 @@ def with_gradients(
     outputs = call(given | leaves)
     floating = {k: v for k, v in outputs.items() if v.is_floating_point() and v.requires_grad}
     normal = draws(seed)
-    given_back = [normal(*v.shape).to(cotangents).to(v.dtype) for v in floating.values()]
+    given_back = [normal(*v.shape).to(cotangents).to(v) for v in floating.values()]
     grads = torch.autograd.grad(
         list(floating.values()), list(leaves.values()), given_back, materialize_grads=True
     )

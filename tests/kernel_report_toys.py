@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernel_report.cases import SHAPES, Case, bytes_of, cases_of, record
+from kernel_report.cases import SHAPES, Case, attention_cases, bytes_of, cases_of, record
 from litmegalodon.ops.launch import Config, launch
 
 
@@ -122,6 +122,11 @@ def outside(target: str) -> list[Case]:
     arguments = {"p_x": _new(1000), "p_y": _new(999), "n": 1000, "TIMES": 1}
     config = Config({"BLOCK": 256})
     return [_case("cema", "forward", copy_kernel, lambda t: (4,), arguments, config)]
+
+
+def attention(target: str) -> list[Case]:
+    """Attention's kernels at the smallest shape in every dtype, with a cache and without."""
+    return attention_cases(SHAPES[0], target)
 
 
 def smallest(target: str) -> list[Case]:

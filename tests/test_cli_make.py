@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from runs import ROOT
 
 # A make that runs these tests hands its own flags and variables down.
-OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PYTHON", "TORCH_INDEX")
+OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PROMPT", "PYTHON", "TORCH_INDEX")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
 
 
@@ -47,6 +49,22 @@ def test_make_train_hands_experiment_and_settings_to_the_script() -> None:
 def test_make_eval_takes_the_newest_checkpoint_unless_one_is_named() -> None:
     assert make("-n", "eval").stdout.splitlines()[-1].split()[2:] == ["ckpt_path=last"]
     assert make("-n", "eval", "CKPT=a/b").stdout.splitlines()[-1].split()[2:] == ["ckpt_path=a/b"]
+
+
+@pytest.mark.parametrize("prompt", ["", "def f(x):", 'it\'s "5 $x" $(y) `z` #, \\'])
+def test_make_generate_hands_on_the_prompt_as_it_is(prompt: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    fake_python(tmp_path / ".venv" / "bin" / "python", 'for a in "$@"; do echo "<$a>"; done')
+    (tmp_path / ".venv" / ".installed").touch()
+    done = make("-s", "generate", f"PROMPT={prompt}", "ARGS=seed=2", folder=tmp_path)
+    assert done.stdout.splitlines() == [
+        "<src/generate.py>",
+        "<ckpt_path=last>",
+        f"<prompt={prompt}>",
+        "<seed=2>",
+    ], done.stderr
 
 
 def test_make_data_hands_experiment_and_settings_to_the_script() -> None:

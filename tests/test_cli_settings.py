@@ -80,15 +80,16 @@ def test_torchruns_processes_need_one_folder(tmp_path: Path) -> None:
     assert_says(line, "error: hydra.run.dir: torchrun's processes .*; give them one, as ")
 
 
-def test_settings_are_checked_without_torch_and_lightning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train", "generate"])
+def test_settings_are_checked_without_torch_and_lightning(name: str, tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'lightning', 'matplotlib', 'pandas'} & set(sys.modules)))\n"
     )
-    train = str(ROOT / "src" / "train.py")
-    prelude = f"import sys; sys.argv = [{train!r}, 'seed=-1', 'hydra.run.dir=run']; "
+    script = str(ROOT / "src" / f"{name}.py")
+    prelude = f"import sys; sys.argv = [{script!r}, 'seed=-1', 'hydra.run.dir=run']; "
     prelude += f"sys.path.insert(0, {str(ROOT / 'src')!r})\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + code], cwd=tmp_path, capture_output=True, text=True

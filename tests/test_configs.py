@@ -11,10 +11,13 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+import tokenizer_helpers
 from config_helpers import CONFIGS, composed
+from eval import evaluate
+from litmegalodon.ops import launch
 from litmegalodon.utils.instantiate import make_trainer
 from litmegalodon.utils.settings import check_settings
-from tokenizer_helpers import train
+from train import train
 
 ALL_FILES = sorted(
     path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "local"
@@ -41,7 +44,7 @@ PREPARED = ("200m", "1b", "7b")
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+    return tokenizer_helpers.train(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
 
 
 def make_all(cfg: DictConfig) -> tuple[LightningDataModule, LightningModule, Trainer]:
@@ -192,3 +195,16 @@ def test_an_experiment_starts_with_its_command(path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
     assert first == "# @package _global_"
     assert second.startswith(f"# python src/train.py experiment={path.stem}")
+
+
+@pytest.mark.parametrize("script", ("train", "eval"))
+def test_kernels_without_a_gpu_are_refused_before_any_data_is_read(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = composed("model.impl=triton", "trainer=cpu", folder=tmp_path, name=script)
+    cfg.data = {"_target_": "pytest.fail", "reason": "data was read"}
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    run = {"train": train, "eval": evaluate}[script]
+    # Another sentence where there is no triton at all.
+    with pytest.raises(ValueError, match=r"^model\.impl=triton: it (runs on a GPU, not on|needs)"):
+        run(cfg)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,12 +22,15 @@ from data_helpers import (
     written_corpus,
 )
 from litmegalodon.data import (
+    ByteTokenizer,
     FilesSource,
     HubSource,
     MixtureSource,
+    PreparedCorpus,
     SyntheticSource,
     row_at,
 )
+from litmegalodon.data.preparing import prepare
 
 L, CHUNK, SLOTS = 32, 8, 6
 WORDS = ["a", "stream", "of", "words,", "some", "ends", "é", "and\nlines", ""]
@@ -59,6 +63,13 @@ def hub(folder, kind):
     return HubSource(path, data_files=paths, validation_fraction=0.2)
 
 
+def prepared(folder):
+    corpus = folder / "corpus"
+    if not corpus.exists():
+        prepare(files(folder, ".txt"), ByteTokenizer(), corpus, units={"train": 4, "val": 2})
+    return PreparedCorpus(str(corpus))
+
+
 SOURCES = {
     "text files": lambda folder: files(folder, ".txt"),
     "gz lines": lambda folder: files(folder, ".jsonl.gz"),
@@ -66,6 +77,7 @@ SOURCES = {
     "zst rows": lambda folder: files(folder, ".parquet.zst"),
     "hub lines": lambda folder: hub(folder, "jsonl"),
     "hub rows": lambda folder: hub(folder, "parquet"),
+    "prepared": prepared,
     "synthetic": lambda folder: SyntheticSource("copy", 60, documents=20, val_documents=2),
 }
 KINDS = {
@@ -82,6 +94,11 @@ def module_of(source, kind, **settings):
 
 
 def shards_of(source):
+    if isinstance(source, PreparedCorpus):
+        store = source.store("train")
+        spans = [(store.start(i), store.start(i + 1)) for i in range(store.num_documents)]
+        # Without BOS and EOS.
+        return [[(b"", bytes(store.tokens(a + 1, b - 1).tolist())) for a, b in spans]]
     return [
         [(document.prompt, bytes(document.text)) for _, document in shard.documents()]
         for shard in source.shards("train")
@@ -120,9 +137,12 @@ def found_by_slot(source, kind, count, world, workers=0, state=None):
     return [rows for rank in ranks for rows in rank]
 
 
+# A prepared corpus holds tokens: there is nothing to read as it comes.
+CASES = [(n, k) for n in SOURCES for k in KINDS if n != "prepared" or "stream" not in k]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_rows_are_those_of_plain_loops_whatever_ranks_and_workers(name, kind, tmp_path):
     source = SOURCES[name](tmp_path)
     expected = expected_by_slot(source, kind, 12)
@@ -163,13 +183,52 @@ def train(make, folder, batches):
             time.sleep(0.001)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*SOURCES, "mixture"])
+@pytest.mark.parametrize("kind", ["packed", "lanes"])
+def test_a_prepared_corpus_goes_on_on_any_number_of_ranks(kind, tmp_path):
+    source = prepared(tmp_path)
+
+    def ranks(world, state=None):
+        made = [module_of(source, kind, rank=r, world=world, batch_size=12) for r in range(world)]
+        for module in made:
+            module.val_batch_size = 12
+            if state is not None:
+                module.load_state_dict(state)
+        return made
+
+    def batches(modules, count):
+        loaders = [iter(module.train_dataloader()) for module in modules]
+        for _ in range(count):
+            yield [next(loader) for loader in loaders]
+
+    def rows_in_order(found):
+        found = [rows_of(batch) for batch in found]
+        if kind == "packed":
+            return [row for rows in zip(*found, strict=True) for row in rows]
+        return [row for rows in found for row in rows]
+
+    whole = [rows_in_order(found) for found in batches(ranks(1), 60)]
+    two = ranks(2)
+    for found in batches(two, 7):
+        for module, batch in zip(two, found, strict=True):
+            module.trained(batch["cursor"], batch.get("places"))
+    places = [module._position.places for module in two]
+    state = two[0].state_dict() if kind == "packed" else None
+    if state is None:
+        # What the ranks gather from each other when they save.
+        alone = ranks(1)[0]
+        alone.trained(found[0]["cursor"], torch.from_numpy(np.concatenate(places)))
+        state = alone.state_dict()
+    for world in (1, 3, 4):
+        resumed = [rows_in_order(found) for found in batches(ranks(world, state), 50)]
+        assert resumed == whole[7:57]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*CASES, *(("mixture", kind) for kind in KINDS)])
 def test_killed_twice_the_next_batches_are_the_same(name, kind, tmp_path):
     def make():
         if name == "mixture":
-            both = {n: SOURCES[n](tmp_path / n) for n in ("gz lines", "synthetic")}
-            source = MixtureSource(both, {"gz lines": 1, "synthetic": 2})
+            both = {n: SOURCES[n](tmp_path / n) for n in ("gz lines", "prepared")}
+            source = MixtureSource(both, {"gz lines": 1, "prepared": 2})
         else:
             source = SOURCES[name](tmp_path)
         return module_of(source, kind)

@@ -114,3 +114,17 @@ def test_weights_are_those_of_the_sources():
 def test_another_weight_is_another_corpus():
     one, two = mixture({"a": 1, "b": 1}, a=[5], b=[5]), mixture({"a": 1, "b": 2}, a=[5], b=[5])
     assert one.fingerprint != two.fingerprint
+
+
+def test_a_source_without_text_to_train_on_is_named():
+    source = mixture(a=[50], b=[])
+    with pytest.raises(ValueError, match="training documents of ShardedSource hold no text"):
+        datamodule(source=source, seq_len=8).setup()
+
+
+def test_memory_is_counted_over_all_sources_with_their_prompts():
+    parts = {n: ShardedSource([[(b"p" * 400, n.encode() * 100)]]) for n in "abc"}
+    source = MixtureSource(parts, dict.fromkeys(parts, 1))
+    datamodule(source=source, seq_len=8, in_memory_limit=1600 / 2**30).setup()
+    with pytest.raises(ValueError, match="have more than"):
+        datamodule(source=source, seq_len=8, in_memory_limit=1400 / 2**30).setup()

@@ -212,7 +212,9 @@ def test_rows_longer_than_the_data_say_how_long_they_may_be():
 
 @pytest.mark.parametrize(("train", "val"), [([], [b"a"]), ([b""], [b"a"]), ([b"abcd"], [])])
 def test_a_split_without_text_is_refused(train, val):
-    with pytest.raises(ValueError, match=r"data\.source: its .* documents hold no text"):
+    with pytest.raises(
+        ValueError, match=r"data\.source: the .* documents of ListSource hold no text"
+    ):
         datamodule(train, val).setup()
 
 

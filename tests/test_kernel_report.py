@@ -31,7 +31,7 @@ def report(folder: Path, cases: str, targets: str = "sm_90") -> tuple[int, dict,
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    return report(tmp_path_factory.mktemp("sound"), "sound", "sm_80,sm_90,sm_100,gfx942")
+    return report(tmp_path_factory.mktemp("sound"), "sound", ",".join(compiling.TARGETS))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_bytes_and_products_of_a_causal_kernel(sound):
 
 @pytest.mark.parametrize(
     ("target", "instruction"),
-    [("sm_80", "HMMA"), ("sm_90", "HMMA"), ("sm_100", "HMMA"), ("gfx942", "MFMA")],
+    [(target, "MFMA" if target == "gfx942" else "HMMA") for target in compiling.TARGETS],
 )
 def test_machine_code_of_each_target(sound, target, instruction):
     for one in sound[1]["passes"]:
@@ -234,6 +234,21 @@ def test_shortcuts_change_no_count(real_counts):
 def test_counts_from_a_part_of_the_programs_are_those_of_all(real_counts):
     for name, _, some, every in real_counts[""]:
         assert some == every, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gfx942", "sm_120"])
+def test_attention_with_a_cache_and_in_every_dtype_compiles_within_the_limits(tmp_path, target):
+    code, found, text = report(tmp_path, "attention", target)
+    assert found["failures"] == [] and code == 0, text
+    kinds = {p["shape"].removeprefix("200M, ") for p in found["passes"]}
+    assert kinds == {
+        "DropKey and cache",
+        *(f"{dtype}{more}" for dtype in WIDE for more in ("", ", DropKey and cache")),
+    }
+
+
+WIDE = ("float32", "float64")
 
 
 @pytest.mark.slow

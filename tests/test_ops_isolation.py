@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hard import FORMS, OPERATORS, hard_resets
 
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
 DISTURBANCES = {"random": None, "nan": torch.nan, "1e30": 1e30}
 disturbances = pytest.mark.parametrize("kind", DISTURBANCES)
+STATES = ("state.h", "state.mean", "state.var", "state.k", "state.v")
 LENGTH = 150
 
 
@@ -52,7 +56,7 @@ def test_a_document_changes_no_bit_of_another(operator, kind, row, number):
     if number == 0 and resets[row, 0]:
         # The incoming document of this row has no token here: disturb its state instead.
         bad = dict(given)
-        for name in ("state.h", "state.mean", "state.var", "state.k", "state.v"):
+        for name in STATES:
             if name in given:
                 bad[name] = given[name].clone()
                 bad[name][row] = DISTURBANCES[kind] or 5.0
@@ -71,6 +75,7 @@ def test_a_document_changes_no_bit_of_another(operator, kind, row, number):
             assert torch.equal(got[name][rows], value[rows]), name
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @pytest.mark.parametrize("operator, impl", [form for form in FORMS if form[1] == "triton"], ids=str)
 @pytest.mark.parametrize(
     "kind, parity",
@@ -90,14 +95,15 @@ def test_every_second_document_changes_no_bit_of_the_others(operator, impl, kind
     numbers[1] += 1
     where = numbers % 2 == parity
     bad = disturbed(given, operator.along_time, where, kind)
-    for name in ("state.h", "state.mean", "state.var"):
+    for name in STATES:
         if name in given:
             bad[name] = given[name].clone()
             bad[name][where[:, 0]] = DISTURBANCES[kind] or 5.0
     want, want_grad = run(operator, given, resets, ~where, impl)
     got, got_grad = run(operator, bad, resets, ~where, impl)
     assert torch.equal(got["y"][~where], want["y"][~where])
-    assert torch.equal(got_grad["x"][~where], want_grad["x"][~where])
+    for name in operator.along_time:
+        assert torch.equal(got_grad[name][~where], want_grad[name][~where]), f"gradient of {name}"
     for name, value in want.items():
         rows = ~where[:, -1]
         if name.startswith("state."):
@@ -120,3 +126,27 @@ def test_a_row_changes_no_bit_of_another_row(operator, kind):
         assert torch.equal(got[name][rows], value[rows]), name
     for name in operator.along_time:
         assert torch.equal(got_grad[name][rows], want_grad[name][rows]), f"gradient of {name}"
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a tensor has which is made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(made) if is_tensor(t)]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+@operators
+@pytest.mark.parametrize("every", (1, 3, 20))
+def test_short_documents_take_memory_in_proportion_to_their_tokens(operator, every):
+    length = 512
+    given = operator.inputs(1, length, 16)
+    resets = torch.zeros(1, length, dtype=torch.bool)
+    resets[:, ::every] = True
+    with Largest() as largest:
+        run(operator, given, resets, torch.ones_like(resets))
+    assert largest.elements <= 10 * max(given[name].numel() for name in operator.along_time)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hard import OPERATORS
+from hard import OPERATORS, RECURRENCES
 from litmegalodon.ops import cema, dispatch, launch, timestep_norm
 
 CONFIGS = [launch.Config({"BLOCK": 32}), launch.Config({"BLOCK": 64}, num_warps=8)]
@@ -107,6 +107,13 @@ def test_deterministic_runs_and_the_interpreter_do_not_measure(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("programs", ((2**31, 1), (1, 65_536), (1, 1, 65_536)))
+def test_a_grid_that_no_device_takes_is_refused(programs):
+    kernel = SimpleNamespace(__name__="kernel")
+    with pytest.raises(ValueError, match=r"kernel: .* programs; a grid has at most"):
+        launch.launch(kernel, lambda tiles: programs, {}, CONFIGS)
+
+
 def forms():
     return {"reference": lambda: "reference", "torch": lambda: "torch", "triton": lambda: "triton"}
 
@@ -130,12 +137,14 @@ def test_auto_takes_triton_on_a_gpu_where_it_serves(on_gpu, installed, refusal, 
     assert dispatch.choose("op", "auto", without, x, refusal)() == "torch"
 
 
-@pytest.mark.parametrize("operator", [o for o in OPERATORS if o.name in ("cema", "timestep_norm")])
+@pytest.mark.parametrize("operator", [o for o in OPERATORS if o.name in RECURRENCES])
 def test_triton_is_refused_with_the_reason_where_it_can_not_run(operator, monkeypatch):
     given = operator.inputs(1, 4, 0)
     monkeypatch.setattr(launch, "INTERPRETED", False)
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="x is on cpu; use impl='torch', or set TRITON_INTERP"):
+        with pytest.raises(
+            ValueError, match="not on cpu; use impl='torch', or set TRITON_INTERPRET=1"
+        ):
             operator.call(given, None, "triton")
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
     with pytest.raises(ValueError, match=r"needs the package triton, .*Linux only"):
@@ -160,6 +169,17 @@ def test_triton_is_refused_for_what_its_kernels_do_not_serve(monkeypatch):
         timestep_norm(
             torch.zeros(1, 1, 8193), torch.zeros(8193), torch.zeros(8193), 1, 1e-5, impl="triton"
         )
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_more_rows_than_a_grid_has_are_left_to_torch(operator, monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda x: None)
+    given = operator.inputs(1, 1, 0)
+    parameters = ("alpha", "delta", "theta", "gamma", "omega", "weight", "bias")
+    many = {k: v if k in parameters else v.expand(2**16, *v.shape[1:]) for k, v in given.items()}
+    with pytest.raises(ValueError, match=r"at most 65,535 rows times heads, not .*impl='torch'"):
+        operator.call(many, None, "triton")
+    operator.call(many, None, "auto")
 
 
 def test_importing_the_operators_imports_no_kernels():

@@ -10,6 +10,7 @@ import torch
 from golden_data import assert_equal
 from hard import (
     OPERATORS,
+    RECURRENCES,
     TRITON_RUNS,
     draws,
     hard_cema_parameters,
@@ -25,8 +26,8 @@ from litmegalodon.ops.cema import triton as cema_form
 from litmegalodon.ops.cema.kernels import emit_kernel, end_states_kernel, scan_kernel
 from litmegalodon.ops.timestep_norm import triton as norm_form
 
-RECURRENCES = [o for o in OPERATORS if o.has_triton]
-operators = pytest.mark.parametrize("operator", RECURRENCES, ids=str)
+CEMA, NORM = (o for o in OPERATORS if o.name in RECURRENCES)
+operators = pytest.mark.parametrize("operator", (CEMA, NORM), ids=str)
 
 
 def same(operator, given, resets, tolerance=1e-10):
@@ -74,7 +75,7 @@ def test_timestep_norm_serves_any_size_of_a_group(features):
 
 
 def test_a_scan_of_statistics_in_several_parts_is_one_scan(monkeypatch):
-    operator = RECURRENCES[1]
+    operator = NORM
     monkeypatch.setattr(norm_form, "SCAN", 2)
     same(operator.call, operator.inputs(2, 100, 3), hard_resets(2, 100))
 
@@ -117,11 +118,11 @@ def test_only_some_inputs_need_gradients(operator):
 
 
 def custom_operators():
-    cema_given = RECURRENCES[0].inputs(2, 20, 6)
+    cema_given = CEMA.inputs(2, 20, 6)
     c = cema_form.coefficients(*(cema_given[k] for k in ("alpha", "delta", "theta", "gamma")))
     c = [v.detach().requires_grad_() for v in c]
     x, omega, h = (cema_given[k].requires_grad_() for k in ("x", "omega", "state.h"))
-    norm_given = RECURRENCES[1].inputs(2, 20, 6)
+    norm_given = NORM.inputs(2, 20, 6)
     norm_args = [norm_given[k].requires_grad_() for k in ("x", "weight", "bias")]
     state = [norm_given[f"state.{k}"] for k in NormState._fields]
     resets = hard_resets(2, 20)

@@ -2,17 +2,28 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from config_helpers import composed
+from inference_helpers import byte_model, write_checkpoint
+from litmegalodon.inference.request import check_request
 from litmegalodon.planning.settings import check_plan
+from litmegalodon.utils.command_line import take_texts
 from litmegalodon.utils.settings import check_settings
+from test_cli_settings import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TRAIN = re.findall(r"^    python src/train\.py(.*?)(?:  +#.*)?$", README, re.MULTILINE)
+GENERATE = re.findall(
+    r"^    python src/generate\.py(.*?)(?:  +#.*)?$",
+    README + (ROOT / "docs" / "generate.md").read_text(),
+    re.MULTILINE,
+)
 MAKE = re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)
 
 
@@ -29,6 +40,26 @@ def test_its_plans_are_valid(tmp_path):
     for arguments in plans:
         check_plan(composed(*shlex.split(arguments), folder=tmp_path, name="plan"))
     assert plans
+
+
+@pytest.mark.parametrize("arguments", GENERATE)
+def test_its_generation_commands_are_valid(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["generate.py", *shlex.split(arguments)])
+    make_checkpoint(tmp_path / "train" / "runs" / "a" / "checkpoints" / "last-step=000900.ckpt")
+    for name in ("book.txt", "book.safetensors"):
+        (tmp_path / name).touch()
+    texts = take_texts("prompt", "stop")
+    asked = check_request(composed(*sys.argv[1:], folder=tmp_path, name="generate"), texts)
+    assert asked.prompts != (b"",) or asked.document
+
+
+def test_the_python_of_generation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(byte_model(torch.float32), tmp_path / "logs" / "train" / "runs" / "a")
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night.\n")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/generate.md").read_text(), re.DOTALL)
+    exec(code, {})
 
 
 def test_its_make_targets_exist():

@@ -56,6 +56,7 @@ def test_the_last_step_is_validated_wherever_it_falls_and_the_last_checkpoint_kn
         "model.config.cema_ndim=8",
         "trainer.max_steps=7",
         "data.seq_len=32",
+        "data.cutting=lanes",
     ],
 )
 def test_a_setting_that_a_resumed_run_cannot_have(saved, setting, tmp_path):

@@ -1,4 +1,4 @@
-"""Which tokens may be drawn, how often, and how a prompt is continued."""
+"""Which tokens may be drawn, and how often."""
 
 import math
 
@@ -6,14 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from litmegalodon.data import ByteTokenizer, SentencePieceTokenizer
-from litmegalodon.inference import continue_text, sample_next
-from litmegalodon.models import Megalodon, MegalodonConfig
-from tokenizer_helpers import train
-
-BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
+from litmegalodon.inference import Drawing, sample_next
 
 
 def seeded(seed=0):
@@ -23,7 +17,8 @@ def seeded(seed=0):
 def drawn(logits, draws=4000, **drawing):
     """How often each token comes, over many draws from one row of logits."""
     rows = torch.tensor(logits).expand(draws, -1)
-    tokens = sample_next(rows, generator=seeded(), **drawing)
+    # One source of numbers for all of them.
+    tokens = sample_next(rows, Drawing(**{"temperature": 1.0} | drawing), [seeded()] * draws)
     return torch.bincount(tokens, minlength=len(logits)).double() / draws
 
 
@@ -38,12 +33,12 @@ def test_tokens_come_as_often_as_softmax_says():
 
 def test_temperature_zero_takes_the_likeliest_of_each_row():
     logits = torch.randn(5, 7, generator=seeded())
-    assert sample_next(logits, temperature=0).equal(logits.argmax(-1))
+    assert sample_next(logits, Drawing(temperature=0)).equal(logits.argmax(-1))
 
 
 def test_a_tiny_temperature_is_nearly_zero_temperature():
     logits = torch.randn(5, 7, generator=seeded()) * 100
-    assert sample_next(logits, temperature=1e-30, generator=seeded()).equal(logits.argmax(-1))
+    assert sample_next(logits, Drawing(temperature=1e-30)).equal(logits.argmax(-1))
 
 
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=8), st.integers(1, 9))
@@ -80,12 +75,39 @@ def test_all_restrictions_together_always_leave_the_likeliest():
     assert shares.tolist() == [0, 1, 0, 0]
 
 
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
+    weights = [1, 3, 5, 10]
+    shares = drawn([math.log(w) for w in weights], temperature=1.0, min_p=0.4)
+    assert (shares > 0).tolist() == [False, False, True, True]
+    assert shares[3] == pytest.approx(2 / 3, abs=0.04)
+    assert (drawn([0.0, 1.0], min_p=0.0) > 0).all()
+    assert drawn([0.0, 1.0], min_p=1.0).tolist() == [0, 1]
+
+
+def test_a_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones():
+    logits = torch.tensor([[2.0, 1.5, -1.0, -1.5], [2.0, 1.5, -1.0, -1.5]])
+    penal = Drawing(temperature=0, repetition_penalty=2.0)
+    # 2 becomes 1, less than 1.5; -1 becomes -2.
+    assert sample_next(logits, penal, recent=[[0, 0], []]).tolist() == [1, 0]
+    assert sample_next(logits[:, 2:], penal, recent=[[0], [1]]).tolist() == [1, 0]
+    assert sample_next(logits, Drawing(temperature=0), recent=[[0], [0]]).tolist() == [0, 0]
+    assert logits[0, 0] == 2.0
+
+
 def test_a_draw_repeats_with_its_seed_and_leaves_the_global_random_state_alone():
     logits = torch.randn(3, 50, generator=seeded(1))
     before = torch.get_rng_state()
-    first = sample_next(logits, generator=seeded(7))
-    assert sample_next(logits, generator=seeded(7)).equal(first)
+    seeds = [7, 8, 9]
+    first = sample_next(logits, Drawing(), [seeded(s) for s in seeds])
+    assert sample_next(logits, Drawing(), [seeded(s) for s in seeds]).equal(first)
     assert torch.get_rng_state().equal(before)
+
+
+def test_a_row_s_draws_do_not_depend_on_the_other_rows():
+    logits = torch.randn(3, 50, generator=seeded(1))
+    together = sample_next(logits, Drawing(), [seeded(s) for s in (7, 8, 9)])
+    alone = [sample_next(logits[i : i + 1], Drawing(), [seeded(7 + i)]) for i in range(3)]
+    assert together.equal(torch.cat(alone))
 
 
 @pytest.mark.parametrize(
@@ -96,100 +118,20 @@ def test_a_draw_repeats_with_its_seed_and_leaves_the_global_random_state_alone()
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),
+        ({"top_k": 2.5}, "top_k=2.5"),
+        ({"top_k": "many"}, "top_k=many"),
+        ({"temperature": "hot"}, "temperature=hot"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"min_p": -0.1}, "min_p=-0.1"),
+        ({"min_p": 1.1}, "min_p=1.1"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(drawing, name):
-    with pytest.raises(ValueError, match=name):
-        sample_next(torch.zeros(1, 3), **drawing)
+    with pytest.raises(ValueError, match=f"^here.{name}: must be"):
+        Drawing(**drawing, prefix="here.")
 
 
 def test_logits_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        sample_next(torch.tensor([[0.0, math.nan]]))
-
-
-class Scripted(nn.Module):
-    """Says the tokens of a script one after the other, and notes what it is given."""
-
-    def __init__(self, script, vocab_size=264, bos_id=BOS, outside=(258, 263)):
-        super().__init__()
-        self.bos_id, self.outside = bos_id, outside
-        self.anchor = nn.Parameter(torch.zeros(()))
-        self.script, self.vocab_size, self.calls = script, vocab_size, []
-
-    def forward(self, tokens, state=None, resets=None):
-        self.calls.append((tokens.tolist(), state, resets, self.training))
-        said = len(self.calls) - 1
-        logits = torch.zeros(1, tokens.shape[1], self.vocab_size)
-        # Outside the vocabulary, and BOS: likelier than everything.
-        logits[..., [self.bos_id, *self.outside]] = 100.0
-        logits[:, -1, self.script[said]] = 50.0
-        return logits, said
-
-
-def test_the_prompt_is_read_once_and_then_each_new_token_with_the_state():
-    model = Scripted([*b"cde"])
-    assert continue_text(model, ByteTokenizer(), b"ab", 3, temperature=0) == b"cde"
-    assert model.calls == [
-        ([[BOS, *b"ab"]], None, None, False),
-        ([[*b"c"]], 0, None, False),
-        ([[*b"d"]], 1, None, False),
-    ]
-    assert model.training
-
-
-def test_a_continuation_stops_where_the_document_ends():
-    model = Scripted([*b"cd", EOS, *b"e"])
-    assert continue_text(model, ByteTokenizer(), b"", 10, temperature=0) == b"cd"
-
-
-def test_bos_and_ids_above_the_vocabulary_are_never_drawn():
-    model = Scripted([*b"x"] * 50)
-    assert continue_text(model, ByteTokenizer(), b"", 50, temperature=1.0) == b"x" * 50
-
-
-def test_all_processes_continue_with_the_token_they_agree_on():
-    model = Scripted([*b"xxxx"])
-    agreed = iter([*b"yz", EOS])
-    text = continue_text(
-        model, ByteTokenizer(), b"a", 9, temperature=0, agree=lambda token: next(agreed)
-    )
-    assert text == b"yz"
-    assert [tokens for tokens, *_ in model.calls[1:]] == [[[*b"y"]], [[*b"z"]]]
-
-
-def test_a_continuation_keeps_its_first_space(tmp_path):
-    tokenizer = SentencePieceTokenizer(str(train(tmp_path / "a.model")))
-    script = tokenizer.encode("the dog").tolist()
-    model = Scripted(script, tokenizer.vocab_size, tokenizer.bos_id, ())
-    said = continue_text(model, tokenizer, b"the", len(script), temperature=0)
-    assert said == b" the dog"
-
-
-def test_no_tokens_wanted_is_no_text():
-    assert continue_text(Scripted([]), ByteTokenizer(), b"ab", 0) == b""
-    with pytest.raises(ValueError, match="max_new_tokens=-1"):
-        continue_text(Scripted([]), ByteTokenizer(), b"ab", -1)
-
-
-def test_a_continuation_equals_reading_everything_again_for_each_token():
-    config = MegalodonConfig(
-        vocab_size=264, num_layers=2, model_dim=16, z_dim=8, value_dim=16, num_heads=1,
-        ffn_hidden_dim=16, cema_ndim=4, chunk_size=8, norm_num_groups=4,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Megalodon(config).double()
-    with torch.no_grad():
-        model.output.output.weight.normal_(std=0.5)
-    prompt, tokenizer = b"hello wor", ByteTokenizer()
-    text = continue_text(model, tokenizer, prompt, 20, temperature=0)
-    expected = [BOS, *prompt]
-    model.eval()
-    for _ in range(20):
-        logits = model(torch.tensor([expected]))[0][0, -1]
-        allowed = [i for i in range(258) if i != BOS]
-        expected.append(max(allowed, key=lambda i: logits[i].item()))
-        if expected[-1] == EOS:
-            break
-    assert text == bytes(t for t in expected[1 + len(prompt) :] if t < 256)
-    assert len(text) > 5
+        sample_next(torch.tensor([[0.0, math.nan]]), Drawing())

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from golden_data import assert_equal
-from hard import fresh_at, hard_config, hard_model, hard_state, hard_tokens
+from hard import IMPLS, fresh_at, hard_config, hard_model, hard_state, hard_tokens
 from litmegalodon.models import MegalodonState
 
 POSITIONS = [21, 32, 47]
@@ -108,6 +108,49 @@ def test_selected_rows_continue_as_they_would_have_together(model, state, rows):
     if model.embed.weight.dtype == torch.bfloat16:
         low = 0.05
     assert_equal(alone, together[rows], low, "logits")
+
+
+def test_joined_rows_continue_as_they_would_alone(model):
+    config, dtype = model.config, model.embed.weight.dtype
+    # None that has read nothing, one at a chunk's end, one inside, one past a document's beginning.
+    alone = [MegalodonState.fresh(config, 1, dtype=dtype)]
+    alone += [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
+    joined = MegalodonState.join(alone)
+    assert joined.position.tolist() == [0, 32, 41, 47]
+    tokens = hard_tokens(config, 4, 30)
+    together, end = model(tokens, joined)
+    low = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for row, state in enumerate(alone):
+        want, want_end = model(tokens[row : row + 1], state)
+        assert_equal(together[row : row + 1], want, low, "logits")
+        own = end.row(row, config.chunk_size).tensors()
+        for name, value in want_end.tensors().items():
+            assert own[name].shape == value.shape, name
+            assert_equal(own[name].double(), value.double(), low, name)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@torch.no_grad()
+def test_joined_rows_continue_alike_in_every_implementation(impl):
+    model = hard_model(hard_config(num_layers=1), torch.float32, impl=impl)
+    alone = [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
+    tokens = hard_tokens(model.config, 3, 2)
+    together, end = model(tokens, MegalodonState.join(alone))
+    # Rows that stay when another leaves keep its room for keys.
+    later = model(tokens[1:], end.select([1, 2]))[0]
+    for row, state in enumerate(alone):
+        want, want_end = model(tokens[row : row + 1], state)
+        assert_equal(together[row : row + 1], want, 1e-5, "logits")
+        if row > 0:
+            want, _ = model(tokens[row : row + 1], want_end)
+            assert_equal(later[row - 1 : row], want, 1e-5, "logits")
+
+
+def test_a_row_of_joined_states_is_the_state_itself(model):
+    alone = [hard_state(model, [position], seed) for seed, position in enumerate((32, 41, 47))]
+    joined = MegalodonState.join(alone)
+    for row, state in enumerate(alone):
+        assert_bit_equal(joined.row(row, model.config.chunk_size), state)
 
 
 def test_a_fresh_state_is_no_state(model):

@@ -1,29 +1,21 @@
 """What surrounds the Triton kernels of chunk attention: their list, registration, refusals."""
 
+import itertools
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from golden_data import assert_equal
-from hard import draws
-from litmegalodon.ops import KeyValueState, chunk_attention
+from hard import draws, random_qkv
+from litmegalodon.ops import chunk_attention
 
 pytest.importorskip("triton", reason="needs Triton")
-from litmegalodon.ops.chunk_attention import passes, tiles
+from litmegalodon.ops.chunk_attention import bounds, passes, tiles
 from litmegalodon.ops.chunk_attention import triton as form
 from litmegalodon.ops.launch import INTERPRETED, recording
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs where Triton interprets")
-
-
-def shaped(batch, length, heads, z, e, seed=1):
-    """q, k, v in float64."""
-    normal = draws(seed)
-    return (
-        normal(batch, length, heads, z),
-        normal(batch, length, heads, z),
-        normal(batch, length, heads, e) + 3,
-    )
 
 
 def recorded(batch, length, heads, z, e, chunk, slots=0, dtype=torch.bfloat16):
@@ -34,13 +26,14 @@ def recorded(batch, length, heads, z, e, chunk, slots=0, dtype=torch.bfloat16):
 
     qk, v = meta(batch, length, heads, z), meta(batch, length, heads, e)
     caches = meta(batch, slots, heads, z), meta(batch, slots, heads, e)
-    whole = [meta(batch, dtype=torch.int64), meta(batch, dtype=torch.int64)]
-    whole.append(meta(batch, length, dtype=torch.bool))
+    position = known = meta(batch, dtype=torch.int64)
+    resets = meta(batch, length, dtype=torch.bool)
+    places = position, *bounds(position, known, resets, length, chunk)
     settings = passes.Settings(chunk, 10_000.0, 0, 0, False)
     with recording() as launches:
-        out, q, k, lse = form.attention_forward(qk, qk, v, *caches, *whole, settings)
+        out, q, k, lse = form.attention_forward(qk, qk, v, *caches, *places, settings)
         forward = len(launches)
-        form.attention_backward(v, None, out, q, k, v, *caches, lse, *whole, settings)
+        form.attention_backward(v, None, out, q, k, v, *caches, lse, *places, settings)
     return launches[:forward], launches[forward:]
 
 
@@ -69,6 +62,19 @@ def test_both_passes_can_be_listed_without_memory_at_7b(target):
             assert scratch <= passes.SCRATCH
 
 
+@pytest.mark.parametrize("chunk", (8192, 16_384))
+def test_scratch_is_bounded_across_heads_and_rows(chunk):
+    with tiles.compiling_for("sm_90"):
+        _, backward = recorded(3, chunk, 4, 256, 2048, chunk)
+    weights = [launch for launch in backward if launch.kernel.__name__ == "weights_kernel"]
+    parts = [(launch.arguments["head"], launch.arguments["chunk"]) for launch in weights]
+    # A row may begin amid a chunk and end in the next. One head's chunk may be more than the bound.
+    assert parts == list(itertools.product(range(12), range(2)))
+    for launch in weights:
+        scratch = sum(launch.arguments[k].numel() * 2 for k in ("p_weight", "p_high", "p_low"))
+        assert scratch <= max(passes.SCRATCH, 6 * chunk**2)
+
+
 def test_a_short_call_takes_little_scratch():
     with tiles.compiling_for("sm_90"):
         _, backward = recorded(8, 300, 1, 256, 2048, 4096)
@@ -81,12 +87,13 @@ def test_a_short_call_takes_little_scratch():
 @interpreted
 def test_the_registered_operators_pass_torchs_own_checks():
     normal = draws(3)
-    q, k, v = (u.float().requires_grad_() for u in shaped(2, 9, 1, 4, 6))
+    q, k, v = (u.float().requires_grad_() for u in random_qkv(2, 9, 1, 4, 6))
     caches = [normal(2, 3, 1, n).float().requires_grad_() for n in (4, 6)]
     known, position = torch.tensor([3, 1]), torch.tensor([3, 19])
     resets = torch.zeros(2, 9, dtype=torch.bool)
     resets[1, 4] = True
-    arguments = (q, k, v, *caches, known, position, resets, 8, 10_000.0, 7, 2**30, True)
+    places = position, *bounds(position, known, resets, 9, 8)
+    arguments = (q, k, v, *caches, *places, 8, 10_000.0, 7, 2**30, True)
     torch.library.opcheck(torch.ops.litmegalodon.chunk_attention_forward, arguments)
 
 
@@ -103,12 +110,11 @@ def test_fake_tensors_pass_through():
 
 @interpreted
 def test_it_compiles_as_one_graph():
-    q, k, v = (u.float().requires_grad_() for u in shaped(1, 20, 1, 4, 6))
-    kv = KeyValueState.fresh(k.detach(), v.detach())
+    q, k, v = (u.float().requires_grad_() for u in random_qkv(1, 20, 1, 4, 6))
     position = torch.zeros(1, dtype=torch.int64)
 
     def run(q, k, v, position):
-        return form.chunk_attention_triton(q, k, v, 8, 10_000.0, position, kv, None, None)
+        return chunk_attention(q, k, v, chunk_size=8, position=position, impl="triton")
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     (out, end), (want, want_end) = (f(q, k, v, position) for f in (compiled, run))
@@ -123,7 +129,7 @@ def test_it_compiles_as_one_graph():
 
 @interpreted
 def test_a_compiled_call_with_a_cache_is_as_without_compiling():
-    q, k, v = (u.float() for u in shaped(2, 20, 1, 4, 6))
+    q, k, v = (u.float() for u in random_qkv(2, 20, 1, 4, 6))
     whole, _ = chunk_attention(q, k, v, chunk_size=8, impl="triton")
 
     @torch.compile(backend="aot_eager")

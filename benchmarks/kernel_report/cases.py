@@ -8,7 +8,7 @@ queries and values, C chunk, F width of the feed-forward part.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class Case:
         least: bytes of what the pass takes and gives, each once; nothing it keeps in between.
         host_bytes: bytes that operations of torch around the kernels read and write.
         counted: whether its programs are counted, or it is compiled only.
+        tensor_cores: whether its products are of a dtype that every target's tensor cores take.
     """
 
     operator: str
@@ -63,25 +64,33 @@ class Case:
     least: int
     host_bytes: int
     counted: bool = True
+    tensor_cores: bool = True
 
 
 def cases(target: str) -> list[Case]:
     """All passes of all operators, with the configurations chosen for a target."""
     every = [case for shape in SHAPES for case in cases_of(shape, target)]
-    if target == "gfx942":
-        # Keys of an earlier call are refused there, see chunk_attention's api.py.
-        return every
-    return every + cases_of(SHAPES[-1], target, dropkey_and_cache=True)
+    return [*every, *attention_cases(SHAPES[-1], target)]
 
 
-def cases_of(shape: Shape, target: str, dropkey_and_cache: bool = False) -> list[Case]:
-    """The passes at one shape; with DropKey and a cache only attention's, compiled only."""
+def cases_of(shape: Shape, target: str) -> list[Case]:
+    """The passes at one shape."""
     from litmegalodon.ops.chunk_attention.tiles import compiling_for
 
     with compiling_for(target):
-        if dropkey_and_cache:
-            return _attention(shape, dropkey_and_cache=True)
-        return [*_cema(shape), *_timestep_norm(shape), *_attention(shape, dropkey_and_cache=False)]
+        return [*_cema(shape), *_timestep_norm(shape), *_attention(shape, torch.bfloat16, False)]
+
+
+def attention_cases(shape: Shape, target: str) -> list[Case]:
+    """Attention's other kernels, compiled only: other dtypes, DropKey and a cache."""
+    from litmegalodon.ops.chunk_attention.tiles import compiling_for
+
+    with compiling_for(target):
+        found = _attention(shape, torch.bfloat16, True)
+        for dtype in (torch.float32, torch.float64):
+            for dropkey_and_cache in (False, True):
+                found += _attention(shape, dtype, dropkey_and_cache)
+    return [replace(case, counted=False) for case in found]
 
 
 def record(start: Callable[[], Iterable[Tensor]]) -> tuple[tuple, list[Launch], int]:
@@ -189,7 +198,8 @@ def _timestep_norm(shape: Shape) -> list[Case]:
     return [*result, Case("timestep_norm", "backward", shape.name, launches, least, host)]
 
 
-def _attention(shape: Shape, dropkey_and_cache: bool) -> list[Case]:
+def _attention(shape: Shape, dtype: torch.dtype, dropkey_and_cache: bool) -> list[Case]:
+    from litmegalodon.ops.chunk_attention.places import bounds
     from litmegalodon.ops.chunk_attention.triton import (
         Settings,
         attention_backward,
@@ -198,28 +208,39 @@ def _attention(shape: Shape, dropkey_and_cache: bool) -> list[Case]:
 
     length, heads = shape.length, shape.heads
     z, e = shape.z_dim // heads, shape.value_dim // heads
-    q, k = _new(1, length, heads, z), _new(1, length, heads, z)
-    v, d_out = _new(1, length, heads, e), _new(1, length, heads, e)
+    q, k = (_new(1, length, heads, z, dtype=dtype) for _ in range(2))
+    v, d_out = (_new(1, length, heads, e, dtype=dtype) for _ in range(2))
     slots = shape.chunk if dropkey_and_cache else 0
-    k_cache, v_cache = _new(1, slots, heads, z), _new(1, slots, heads, e)
+    k_cache, v_cache = (_new(1, slots, heads, n, dtype=dtype) for n in (z, e))
     position = known = torch.zeros(1, dtype=torch.int64)
     resets = _resets(length)
+    # A model finds them once for all layers.
+    places = position, *bounds(position, known, resets, length, shape.chunk)
     settings = Settings(shape.chunk, 10_000.0, 0x1234567, 2**28, dropkey_and_cache)
     given = (q, k, v, k_cache, v_cache)
-    name = f"{shape.name}, DropKey and cache" if dropkey_and_cache else shape.name
+    name = shape.name
+    if dtype != torch.bfloat16:
+        name += f", {dtype}".replace("torch.", "")
+    if dropkey_and_cache:
+        name += ", DropKey and cache"
 
     def forward():
-        return attention_forward(*given, known, position, resets, settings)
+        return attention_forward(*given, *places, settings)
+
+    def case(direction, launches, least, host):
+        tensor_cores = dtype == torch.bfloat16
+        return Case(
+            "chunk_attention", direction, name, launches, least, host, tensor_cores=tensor_cores
+        )
 
     (out, rotated_q, rotated_k, lse), launches, host = record(forward)
     least = bytes_of(given, resets, out)
-    counted = not dropkey_and_cache
-    result = [Case("chunk_attention", "forward", name, launches, least, host, counted)]
+    result = [case("forward", launches, least, host)]
 
     def backward():
         kept = (out, rotated_q, rotated_k, v, k_cache, v_cache, lse)
-        return attention_backward(d_out, None, *kept, known, position, resets, settings)
+        return attention_backward(d_out, None, *kept, *places, settings)
 
     _, launches, host = record(backward)
     least = bytes_of(given, resets, d_out) + bytes_of(given)
-    return [*result, Case("chunk_attention", "backward", name, launches, least, host, counted)]
+    return [*result, case("backward", launches, least, host)]

@@ -26,6 +26,9 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
     yield f"Machine code at {SHAPE}: registers, spills / KiB of shared memory / tensor-core"
     yield "instructions."
     yield from ("", *_table(["kernel", *targets], _code(passes, targets)), "")
+    yield f"Attention at {SHAPE} in dtypes without tensor cores on every target, likewise; the most"
+    yield "that a kernel of a pass needs."
+    yield from ("", *_table(["pass", *targets], _wide_code(passes, targets)), "")
     yield f"Work at {SHAPE}, with the tiles of sm_90 (those of MI300X and A100 for their times)."
     head = ["kernel", "starts", "MB loaded", "MB stored", "x least", "Gflop fp32", "Gflop products"]
     devices = {target: device for target, device in DEVICES.items() if target in targets}
@@ -49,7 +52,11 @@ def _label(one: Mapping[str, Any], kernel: Mapping[str, Any]) -> str:
 
 
 def _of(passes, target: str, shape: str = SHAPE) -> list[Mapping[str, Any]]:
-    return [one for one in passes if one["target"] == target and one["shape"].startswith(shape)]
+    return [
+        one
+        for one in passes
+        if one["target"] == target and one["shape"].startswith(shape) and one["tensor_cores"]
+    ]
 
 
 def _rows(passes, targets: Sequence[str]) -> list[list[tuple | None]]:
@@ -81,6 +88,21 @@ def _code(passes, targets: Sequence[str]) -> Iterable[list[str]]:
             spills = f"{k['spills']} spilled" if k["spills"] else "0"
             cells.append(f"{k['registers']}, {spills} / {k['shared'] / 1024:.0f} / {products}")
         yield cells
+
+
+def _wide_code(passes, targets: Sequence[str]) -> Iterable[list[str]]:
+    found: dict[tuple, dict[str, str]] = {}
+    for one in passes:
+        if one["tensor_cores"]:
+            continue
+        place = (one["operator"], one["direction"], one["shape"].removeprefix(f"{SHAPE}, "))
+        most = [max(k[name] for k in one["kernels"]) for name in ("registers", "spills", "shared")]
+        cell = f"{most[0]}, {most[1]} / {most[2] / 1024:.0f}"
+        if any(kernel["failure"] for kernel in one["kernels"]):
+            cell = "does not compile"
+        found.setdefault(place, {})[one["target"]] = cell
+    for (operator, direction, kind), cells in found.items():
+        yield [f"{operator} {direction}, {kind}", *(cells.get(target, "-") for target in targets)]
 
 
 def _work(passes, targets: Sequence[str]) -> Iterable[list[str]]:

@@ -19,6 +19,7 @@ SHARED = {
     "sm_80": 163 * 1024,
     "sm_90": 227 * 1024,
     "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
     "gfx942": 64 * 1024,
 }
 
@@ -48,7 +49,7 @@ def failures(report: Mapping[str, Any]) -> Iterator[str]:
         where = f"{one['operator']} {one['direction']} {one['shape']} {one['target']}"
         for kernel in one["kernels"]:
             yield from _of_kernel(f"{where} {kernel['name']}", one, kernel)
-        if one["operator"] == "chunk_attention":
+        if one["operator"] == "chunk_attention" and one["tensor_cores"]:
             names = [k for k in one["kernels"] if k["tensor_core"] or k["failure"]]
             if not names:
                 yield f"{where}: no kernel has tensor-core instructions"
@@ -75,6 +76,6 @@ def _of_kernel(where: str, one: Mapping[str, Any], kernel: Mapping[str, Any]) ->
     shared = SHARED[one["target"]]
     if kernel["shared"] > shared:
         yield f"{where}: {kernel['shared']:,} bytes of shared memory, the target has {shared:,}"
-    attention = one["operator"] == "chunk_attention"
+    attention = one["operator"] == "chunk_attention" and one["tensor_cores"]
     if attention and kernel["products"] and not kernel["tensor_core"]:
         yield f"{where}: products without tensor-core instructions"

@@ -36,6 +36,8 @@ class Opening:
     def __init__(self, tokenizer: Tokenizer, on_error: OnError, limit: float) -> None:
         self.tokenizer, self.on_error, self.limit = tokenizer, on_error, limit
         self.left_out = 0
+        # Bytes of text and prompts in memory.
+        self._size = 0
 
     def held_out(self, source: Source) -> HeldOut:
         """Read the held-out documents; ValueError where they hold no text or too much."""
@@ -51,7 +53,7 @@ class Opening:
                 found.stores.append(store)
                 found.documents += documents
         if not any(store.num_bytes for store in found.stores):
-            raise _no_text("held-out")
+            raise _no_text("held-out", type(source).__name__)
         return found
 
     def train(self, source: Source, streaming: bool) -> list[Part]:
@@ -59,7 +61,7 @@ class Opening:
 
         ValueError, before anything is read, where that is too much, and where they hold no text.
         """
-        parts = []
+        parts: list[Part] = []
         for part, weight in parts_of(source):
             if hasattr(part, "store"):
                 self._check_tokenizer(part.tokenizer_fingerprint)
@@ -70,20 +72,19 @@ class Opening:
                 self._check_size(part.num_bytes)
                 documents = self._read(part.shards("train"))
                 parts.append(Part(weight, MemoryStore(documents, self.tokenizer)))
-        if not any(part.store is None or part.store.num_bytes for part in parts):
-            raise _no_text("training")
+            if parts[-1].store is not None and not parts[-1].store.num_bytes:
+                raise _no_text("training", type(part).__name__)
         return parts
 
     def _read(self, shards: Iterable[Shard]) -> Iterator[Document]:
-        size = 0
         for shard in shards:
             for _, item in shard.documents():
                 if isinstance(item, LeftOut):
                     self.on_error(item)
                     self.left_out += 1
                     continue
-                size += len(item.text)
-                if size > self.limit * GIB:
+                self._size += len(item.prompt) + len(item.text)
+                if self._size > self.limit * GIB:
                     raise self._too_much("more than", self.limit)
                 yield item
 
@@ -106,8 +107,8 @@ class Opening:
             )
 
 
-def _no_text(kind: str) -> ValueError:
+def _no_text(kind: str, source: str) -> ValueError:
     return ValueError(
-        f"data.source: its {kind} documents hold no text; give it more documents or change how it"
-        " splits them"
+        f"data.source: the {kind} documents of {source} hold no text; give it more documents or"
+        " change how it splits them"
     )

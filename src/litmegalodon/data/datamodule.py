@@ -6,6 +6,7 @@ which a rank has its share (`slots`). What resumes a run is the index of the fir
 trained and, for slots, the place of each.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ class TextDataModule(LightningDataModule):
         self._check_shared("val_batch_size")
         if self._parts is None and stage in (None, "fit"):
             parts = self._opening.train(self.source, self.streaming)
+            if self.streaming and not _streamed(parts):
+                rank_zero_info("data.streaming=true: has no effect, a prepared corpus is mapped")
             if not self.carries_state and not _streamed(parts):
                 self._train = [self._packed(part.store, self.seq_len) for part in parts]
                 for rows in self._train:
@@ -149,6 +152,13 @@ class TextDataModule(LightningDataModule):
             align = self.chunk_size if self.carries_state and self.reset_documents else 1
             cut = Cut(self.seq_len, self.tokenizer.eos_id, self.reset_documents, align)
             readers = [self._reader(slot) for slot in self._slots()]
+            fewest = min((len(part.shards) for part in self._parts if part.shards), default=None)
+            if fewest is not None and fewest < self.batch_size:
+                rank_zero_info(
+                    f"data.streaming=true: {fewest} shards for data.batch_size={self.batch_size}"
+                    " rows, so each row passes over all of the text; more files, or a corpus"
+                    " prepared with scripts/prepare_corpus.py, read faster"
+                )
             if self.num_workers > len(readers):
                 rank_zero_info(
                     f"data.num_workers={self.num_workers}: {len(readers)} are used, one for each"
@@ -191,21 +201,28 @@ class TextDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""
-        return {"cursor": self.cursor, "places": self._all_places(), **self._identity()}
+        return {"cursor": self.cursor, "places": self._all_places(), **self._identity()} | {
+            "tokenizer.fingerprint": self.tokenizer.fingerprint
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's cursor; ValueError if these settings give other batches.
+        """Go on from a checkpoint's cursor, after `check`; evaluating leaves the position alone."""
+        self.check(state_dict)
+        if not self._is_fitting():
+            return
+        places = state_dict.get("places")
+        if places is not None:
+            places = torch.tensor(places)[self._slots()]
+        self.trained(state_dict["cursor"], places)
 
-        batch_size may differ where the cursor counts samples of one order. Evaluating a checkpoint
-        leaves the position alone, and needs the same tokenizer only.
+    def check(self, state_dict: Mapping[str, Any]) -> None:
+        """ValueError if these settings give other batches than a checkpoint's.
+
+        batch_size may differ where the cursor counts samples of one order. Evaluating needs the
+        same tokenizer only.
         """
-        name, ours = "tokenizer.fingerprint", self.tokenizer.fingerprint
-        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            if state_dict[name] != ours:
-                raise ValueError(
-                    f"data.{name}={ours}: the checkpoint was trained with {state_dict[name]}, to"
-                    " which these ids are other text; take the tokenizer that it was trained with"
-                )
+        self.check_tokenizer(state_dict, "the checkpoint")
+        if not self._is_fitting():
             return
         for name, ours in self._identity().items():
             # A setting that the checkpoint does not know had no other value then.
@@ -216,10 +233,15 @@ class TextDataModule(LightningDataModule):
                     f" would read other batches; go back to {theirs}, or take only its weights with"
                     " init_from= in place of ckpt_path="
                 )
-        places = state_dict.get("places")
-        if places is not None:
-            places = torch.tensor(places)[self._slots()]
-        self.trained(state_dict["cursor"], places)
+
+    def check_tokenizer(self, state_dict: Mapping[str, Any], whose: str) -> None:
+        """ValueError if weights were trained on the ids of another tokenizer."""
+        name, ours = "tokenizer.fingerprint", self.tokenizer.fingerprint
+        if state_dict[name] != ours:
+            raise ValueError(
+                f"data.{name}={ours}: {whose} was trained with {state_dict[name]}, to which these"
+                " ids are other text; take the tokenizer that it was trained with"
+            )
 
     def summary(self) -> dict[str, int | float | str | None]:
         """What has been read, for printing.
@@ -263,6 +285,9 @@ class TextDataModule(LightningDataModule):
         self.setup("validate")
         return self._held_out.documents
 
+    def _is_fitting(self) -> bool:
+        return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+
     def _packed(self, store: Any, seq_len: int) -> PackedRows:
         return PackedRows(store, seq_len, self.tokenizer.eos_id, self.reset_documents)
 
@@ -302,7 +327,6 @@ class TextDataModule(LightningDataModule):
         """What a resumed run must share for a cursor to mean the same sample, by setting."""
         identity = {
             "source.fingerprint": self.source.fingerprint,
-            "tokenizer.fingerprint": self.tokenizer.fingerprint,
             "seq_len": self.seq_len,
             "reset_documents": self.reset_documents,
             "shuffle": self.shuffle,

@@ -22,7 +22,7 @@ from litmegalodon.data.arrow import no_text, texts_of
 from litmegalodon.data.columns import Columns
 from litmegalodon.data.documents import Document, LeftOut
 from litmegalodon.data.json_line import document_of_line
-from litmegalodon.data.utf8 import blocks, first_broken_byte
+from litmegalodon.data.utf8 import blocks, first_broken_byte, first_broken_byte_of
 
 TEXT_FORMATS = (".txt", ".md")
 FORMATS = (*TEXT_FORMATS, ".jsonl", ".parquet")
@@ -134,9 +134,11 @@ def _text(file: CorpusFile) -> Document | LeftOut:
         # A process may only map some tens of thousands of files at a time.
         if file.compression is not None or file.size <= BLOCK:
             text = memoryview(stream.read())
+            broken = first_broken_byte(text)
         else:
             text = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    broken = first_broken_byte(text)
+            # Read rather than looked at in the map, whose pages then count as the process' own.
+            broken = first_broken_byte_of(iter(lambda: stream.read(BLOCK), b""))
     if broken is not None:
         line = 1 + sum(block.count(b"\n") for block in blocks(text[:broken]))
         return LeftOut(

@@ -1,7 +1,7 @@
 """Where bytes stop being UTF-8, in the memory of a block however long they are."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 BLOCK = 1 << 20
 
@@ -14,13 +14,18 @@ def first_broken_byte(data: bytes | memoryview) -> int | None:
         except UnicodeDecodeError as error:
             return error.start
         return None
+    return first_broken_byte_of(blocks(data))
+
+
+def first_broken_byte_of(parts: Iterable[bytes]) -> int | None:
+    """The same for bytes that come in parts."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     start = pending = 0
     try:
-        for block in blocks(data):
-            decoder.decode(block)
-            start += len(block)
-            # The first bytes of a character that goes on in the next block.
+        for part in parts:
+            decoder.decode(part)
+            start += len(part)
+            # The first bytes of a character that goes on in the next part.
             pending = len(decoder.getstate()[0])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:

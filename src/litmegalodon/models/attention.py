@@ -23,7 +23,7 @@ from litmegalodon.models.rows import (
 )
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState
-from litmegalodon.ops import chunk_attention
+from litmegalodon.ops import Places, chunk_attention
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.products import add_product
 from litmegalodon.ops.tiles import tiles
@@ -59,12 +59,12 @@ class MovingAverageGatedAttention(nn.Module):
         self,
         x: Tensor,
         state: LayerState | None,
-        position: Tensor,
+        places: Places,
         resets: Tensor | None,
         seed: int | None,
         span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """x [B, L, D], position int64 [B], seed of DropKey -> Y [B, L, D], state."""
+        """x [B, L, D], where its tokens stand, seed of DropKey -> Y [B, L, D], state."""
         c, (batch, length, dim) = self.config, x.shape
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         t, norm_state = self.timenorm(x, state.norm if state else None, resets, span)
@@ -90,7 +90,7 @@ class MovingAverageGatedAttention(nn.Module):
             *(u.view(batch, length, c.num_heads, -1) for u in (q, k, v)),
             chunk_size=c.chunk_size,
             rope_base=c.rope_base or 10_000.0,
-            position=position,
+            position=places,
             kv=state.kv if state else None,
             resets=resets,
             dropkey=c.attention_dropout if self.training else 0.0,

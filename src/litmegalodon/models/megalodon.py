@@ -18,7 +18,9 @@ from litmegalodon.models.layers import Linear, TimestepNorm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState, MegalodonState
-from litmegalodon.ops.dispatch import IMPLEMENTATIONS
+from litmegalodon.ops import Places
+from litmegalodon.ops.chunk_attention import bounds, locate
+from litmegalodon.ops.dispatch import IMPLEMENTATIONS, means_triton
 
 
 class Block(nn.Module):
@@ -38,13 +40,13 @@ class Block(nn.Module):
         self,
         x: Tensor,
         state: LayerState | None,
-        position: Tensor,
+        places: Places,
         resets: Tensor | None,
         seed: int | None = None,
         span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """x [B, L, D], position int64 [B] -> [B, L, D], state."""
-        inputs = (x, state, position, resets, seed)
+        """x [B, L, D], where its tokens stand -> [B, L, D], state."""
+        inputs = (x, state, places, resets, seed)
         # In here, not around the block: what shards parameters wraps the block once.
         if self.activation_checkpointing and torch.is_grad_enabled():
             once = None if span is None else span.once()
@@ -55,12 +57,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         state: LayerState | None,
-        position: Tensor,
+        places: Places,
         resets: Tensor | None,
         seed: int | None,
         span: Span | None,
     ) -> tuple[Tensor, LayerState]:
-        y, state = self.mega(x, state, position, resets, seed, span)
+        y, state = self.mega(x, state, places, resets, seed, span)
         return self.nffn(y, x), state
 
 
@@ -92,7 +94,7 @@ class Megalodon(nn.Module):
         super().__init__()
         if impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl={impl!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-        self.config = config
+        self.config, self.impl = config, impl
         self.embed = nn.Embedding(
             config.vocab_size,
             config.model_dim,
@@ -117,7 +119,11 @@ class Megalodon(nn.Module):
         initialise(self, self.config, seed)
 
     def forward(
-        self, tokens: Tensor, state: MegalodonState | None = None, resets: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: MegalodonState | None = None,
+        resets: Tensor | None = None,
+        last_only: bool = False,
     ) -> tuple[Tensor, MegalodonState]:
         """Read tokens and predict, at each, the next one.
 
@@ -126,16 +132,18 @@ class Megalodon(nn.Module):
             state: memory of what came before; nothing by default.
             resets: bool [B, L], True at a document's first token, which then sees nothing before
                 it.
+            last_only: predict at the last token alone: over a large vocabulary the logits of a long
+                call cost more than the rest of the model.
 
         Returns:
-            logits [B, L, V], float32 (float64 in a float64 model), and the memory after the last
-            token. Any split of a sequence into calls gives the same.
+            logits [B, L, V], or [B, 1, V] with last_only, float32 (float64 in a float64 model), and
+            the memory after the last token. Any split of a sequence into calls gives the same.
 
         Raises:
             ValueError: a shape or dtype that can't be served.
         """
         x, state = self._hidden(tokens, state, resets)
-        logits = self.output.output(x)
+        logits = self.output.output(x[:, -1:] if last_only else x)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), state
 
     def loss(
@@ -181,11 +189,9 @@ class Megalodon(nn.Module):
     ) -> tuple[Tensor, MegalodonState]:
         """Everything but the output matrix: [B, L, D] after the final norm."""
         self._check(tokens, state, resets)
-        begin = tokens.new_zeros(tokens.shape[0]) if state is None else state.position
-        position, end = begin, begin + tokens.shape[1]
         if span is not None:
             self._check_span(tokens, state, span)
-            position, end = begin + span.rank * span.length, begin + span.size * span.length
+        places = self._places(tokens, state, resets, span)
         x = self.embed(tokens)
         if self.config.scale_emb:
             x = x * math.sqrt(self.config.model_dim)
@@ -197,10 +203,33 @@ class Megalodon(nn.Module):
             if self.training and self.config.attention_dropout > 0.0:
                 seed = int(torch.randint(2**62, ()))
             before = state.layers[i] if state else None
-            x, after = block(x, before, position, resets, seed, span)
+            x, after = block(x, before, places, resets, seed, span)
             layers.append(after)
         x, norm = self.output.final_norm(x, state.norm if state else None, resets, span)
+        end = places.position + tokens.shape[1]
+        if span is not None:
+            # Of the whole row, not of this stretch.
+            end = end + (span.size - 1 - span.rank) * span.length
         return x, MegalodonState(end, tuple(layers), norm)
+
+    def _places(
+        self,
+        tokens: Tensor,
+        state: MegalodonState | None,
+        resets: Tensor | None,
+        span: Span | None,
+    ) -> Places:
+        """Where the tokens stand, read from the device once for all layers."""
+        size, kv = self.config.chunk_size, state.layers[0].kv if state else None
+        position, slots = (state.position, kv.k.shape[1]) if state else (0, None)
+        if span is not None:
+            position = position + span.rank * span.length
+        places = locate(position, slots, *tokens.shape, size, tokens.device)
+        if not means_triton(self.impl, tokens):
+            return places
+        known = kv.length if state else None
+        seen = bounds(places.position, known, resets, tokens.shape[1], size)
+        return places._replace(bounds=seen)
 
     def _check_span(self, tokens: Tensor, state: MegalodonState | None, span: Span) -> None:
         """A stretch and what comes before it are whole chunks: attention sees nothing outside."""
@@ -241,9 +270,3 @@ class Megalodon(nn.Module):
         ):
             if theirs != ours:
                 raise ValueError(f"state is of a model with {names} {theirs}; this one has {ours}")
-        offset = int((state.position % c.chunk_size).max())
-        if first.kv.k.shape[1] < offset:
-            raise ValueError(
-                f"state holds keys of {first.kv.k.shape[1]} tokens where chunk_size={c.chunk_size} "
-                f"needs {offset}: it is of a model with another chunk_size"
-            )

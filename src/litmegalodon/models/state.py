@@ -1,6 +1,6 @@
 """All that a MEGALODON remembers of what it has read: of a fixed size, however much that was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.ops import KeyValueState, NormState
+
+# How the names of tensors end that have a slot for each token of the open chunk.
+KEYS = (".k", ".v")
 
 
 class LayerState(NamedTuple):
@@ -118,6 +122,28 @@ class MegalodonState:
         """The state of some rows (int64 indices, repeats allowed)."""
         index = torch.as_tensor(rows, device=self.position.device)
         return self.map(lambda value: value[index])
+
+    def row(self, index: int, chunk_size: int) -> "MegalodonState":
+        """The state of one row as if it had always been alone: without room for others' keys."""
+        state = self.select([index])
+        slots = int(state.position[0]) % chunk_size
+        cut = {n: u[:, :slots] for n, u in state.tensors().items() if n.endswith(KEYS)}
+        return self.from_tensors(state.tensors() | cut)
+
+    @classmethod
+    def join(cls, states: Sequence["MegalodonState"]) -> "MegalodonState":
+        """The rows of several states of one model as one batch, wherever each of them stands."""
+        named = [state.tensors() for state in states]
+        slots = max(state.layers[0].kv.k.shape[1] for state in states)
+
+        def joined(name: str) -> Tensor:
+            parts = [tensors[name] for tensors in named]
+            if name.endswith(KEYS):
+                # Slots past a row's own place hold zeros.
+                parts = [pad(u, (0, 0, 0, 0, 0, slots - u.shape[1])) for u in parts]
+            return torch.cat(parts)
+
+        return cls.from_tensors({name: joined(name) for name in named[0]})
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""

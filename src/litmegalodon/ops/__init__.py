@@ -5,7 +5,7 @@ together: for rows that several processes share.
 """
 
 from litmegalodon.ops.cema import cema, cema_end, cema_merge
-from litmegalodon.ops.chunk_attention import KeyValueState, chunk_attention
+from litmegalodon.ops.chunk_attention import KeyValueState, Places, chunk_attention
 from litmegalodon.ops.timestep_norm import (
     NormState,
     timestep_norm,
@@ -16,6 +16,7 @@ from litmegalodon.ops.timestep_norm import (
 __all__ = [
     "KeyValueState",
     "NormState",
+    "Places",
     "cema",
     "cema_end",
     "cema_merge",

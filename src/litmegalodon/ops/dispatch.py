@@ -61,6 +61,7 @@ def choose(
     forms: dict[str, Callable],
     x: Tensor,
     refusal: str | None = None,
+    rows: int = 1,
 ) -> Callable:
     """Return the implementation that `impl` names; `auto` takes the fastest one that serves x.
 
@@ -74,12 +75,14 @@ def choose(
         forms: the implementations there are, by name.
         x: the operator's first input.
         refusal: why the Triton form does not serve this call, if it does not.
+        rows: how many parts the Triton form works on side by side: rows, or heads of all rows.
 
     Raises:
         ValueError: impl is unknown, this operator has no such form, or it can't serve the call.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    refusal = refusal or launch.rows_refusal(rows)
     if impl == "auto":
         served = "triton" in forms and x.is_cuda and not (refusal or triton_refusal(x))
         impl = "triton" if served else "torch"
@@ -93,6 +96,12 @@ def choose(
     if reason := triton_refusal(x) or refusal:
         raise ValueError(f"impl='triton': {operator} {reason}")
     return forms[impl]
+
+
+def means_triton(impl: str, x: Tensor) -> bool:
+    """Whether an operator takes its Triton form for x, if that serves the call."""
+    on_gpu = isinstance(x, Tensor) and x.is_cuda
+    return impl == "triton" or (impl == "auto" and on_gpu and TRITON_INSTALLED)
 
 
 def triton_refusal(x: Tensor) -> str | None:
@@ -111,7 +120,7 @@ def triton_refusal(x: Tensor) -> str | None:
     if launch.INTERPRETED:
         return None
     return (
-        f"runs on a GPU, and x is on {x.device}; use impl='torch', or set TRITON_INTERPRET=1 "
+        f"runs on a GPU, not on {x.device}; use impl='torch', or set TRITON_INTERPRET=1 "
         "before Python starts to run the kernels, slowly, in Triton's interpreter"
     )
 
@@ -136,8 +145,7 @@ def public(operator: Callable) -> Callable:
     @functools.wraps(operator)
     def run(*args, impl: str = "auto", **kwargs):
         x = args[0] if args else kwargs.get(first)
-        on_gpu = isinstance(x, Tensor) and x.is_cuda
-        traced = impl == "triton" or (impl == "auto" and on_gpu and TRITON_INSTALLED)
+        traced = means_triton(impl, x)
         return (in_own_precision if traced else opaque)(*args, impl=impl, **kwargs)
 
     return run

@@ -6,8 +6,9 @@
 On a GPU the candidate configurations of a kernel are measured at the first call of a size (sizes
 that round up to the same powers of two share the choice) and the fastest is kept in memory. A
 configuration may add in another order, so runs that must agree in every bit want the default ones:
-`torch.use_deterministic_algorithms(True)` takes those, and so does recording into a CUDA graph,
-where nothing can be measured.
+`torch.use_deterministic_algorithms(True)` takes those, and so does a stream that is being captured
+into a CUDA graph, where nothing can be measured. A model's call without a state reads nothing from
+the device; one with a state first reads where its rows stand, which a capture refuses.
 """
 
 import math
@@ -41,6 +42,17 @@ class Launch:
     grid: Any
     arguments: Mapping[str, Any]
     configs: Sequence[Config]
+
+
+# Programs along the three axes of a grid, at the most.
+LIMITS = (2**31 - 1, 65_535, 65_535)
+
+
+def rows_refusal(rows: int) -> str | None:
+    """Why no kernel serves that many rows (heads of all rows), an axis of their grids; or None."""
+    if rows > LIMITS[-1]:
+        return f"takes at most {LIMITS[-1]:,} rows times heads, not {rows:,}; use impl='torch'"
+    return None
 
 
 _recorded: list[Launch] | None = None
@@ -79,9 +91,12 @@ def launch(kernel: Any, grid: Any, arguments: Mapping[str, Any], configs: Sequen
 def _start(kernel: Any, grid: Any, arguments: Mapping[str, Any], config: Config) -> None:
     tiles = dict(config.tiles)
     device = _device(arguments)
+    programs = grid(tiles)
+    if any(n > most for n, most in zip(programs, LIMITS, strict=False)):
+        raise ValueError(f"{kernel.__name__}: {programs} programs; a grid has at most {LIMITS}")
     # Triton takes the current device, whatever device the tensors are on.
     with nullcontext() if device is None else torch.cuda.device(device):
-        kernel[grid(tiles)](
+        kernel[programs](
             **arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages
         )
 

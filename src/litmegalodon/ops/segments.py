@@ -72,6 +72,12 @@ class Segments:
         return out.view_as(values)
 
 
+def any_in_groups(flags: Tensor, size: int) -> Tensor:
+    """bool [B, L] -> bool [B, L / size, rounded up]: whether any of `size` in a row is True."""
+    padded = torch.nn.functional.pad(flags, (0, -flags.shape[1] % size))
+    return padded.unflatten(1, (-1, size)).any(-1)
+
+
 def cumsum(values: Tensor, reverse: bool = False) -> Tensor:
     """Cumulative sum of values [B, L, ...] along L, from the end if `reverse`."""
     return values.flip(1).cumsum(1).flip(1) if reverse else values.cumsum(1)

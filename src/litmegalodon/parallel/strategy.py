@@ -1,8 +1,7 @@
 """The Lightning strategy of every run, from one process to many: FSDP2, sharded checkpoints."""
 
-import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +18,7 @@ from litmegalodon.models.span import Span
 from litmegalodon.parallel.exchange import ChunkGroup
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.parallel.parallelize import build_mesh
-from litmegalodon.utils.checkpoints import FILES, META, is_complete
+from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta
 
 PARTIAL, DOOMED = ".partial", ".deleted"
 
@@ -145,25 +144,6 @@ def row_lengths(trainer: Trainer) -> dict[str, int]:
     return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
 
 
-def check_same_model(ours: Mapping[str, Any], theirs: Mapping[str, Any], setting: str) -> None:
-    """Compare a model's config with the one a checkpoint was made with.
-
-    Args:
-        ours: the model's config.
-        theirs: the checkpoint's.
-        setting: what named the checkpoint, for the message.
-
-    Raises:
-        ValueError: they differ in anything that shapes or interprets the weights.
-    """
-    # Dropout and initialisation change no weight that is there already.
-    harmless = {"dropout", "hidden_dropout", "attention_dropout", "init_mode"}
-    names = [k for k in sorted({*ours, *theirs} - harmless) if ours.get(k) != theirs.get(k)]
-    if names:
-        listed = ", ".join(f"model.config.{k}={ours.get(k)} (there {theirs.get(k)})" for k in names)
-        raise ValueError(f"{setting}: is of another model: {listed}; use its settings")
-
-
 @contextmanager
 def interrupts_as_themselves() -> Iterator[None]:
     """Raise KeyboardInterrupt where torch wraps the one that came amid a checkpoint's writing."""
@@ -174,42 +154,3 @@ def interrupts_as_themselves() -> Iterator[None]:
         if any(isinstance(failure[0], KeyboardInterrupt) for failure in error.failures.values()):
             raise KeyboardInterrupt from error
         raise
-
-
-@contextmanager
-def damaged_is_refused(setting: str) -> Iterator[None]:
-    """Turn what reading a damaged checkpoint raises into a ValueError that names the setting."""
-    try:
-        yield
-    except (
-        CheckpointException,
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{setting}: cannot be read, it is damaged or no checkpoint of this project "
-            f"({said[0]}); take another one"
-        ) from error
-
-
-def read_meta(path: str | Path, setting: str) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors.
-
-    Raises:
-        ValueError: the path is no complete checkpoint.
-    """
-    path = Path(path)
-    if not is_complete(path):
-        raise ValueError(
-            f"{setting}: is not a complete checkpoint, which is a folder that holds "
-            f"{' and '.join(FILES)}; take one of a run's checkpoints/, or ckpt_path=last"
-        )
-    with damaged_is_refused(setting):
-        meta = torch.load(path / META, weights_only=True)
-        # What is asked of it later.
-        meta["hyper_parameters"]["config"], meta["global_step"]
-        return meta

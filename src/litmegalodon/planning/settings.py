@@ -16,7 +16,7 @@ from litmegalodon.utils.errors import cause
 GIB = 2**30
 # What is in memory all the time, and what at the start of the backward pass.
 CERTAIN = ("parameters", "gradients", "optimizer", "activations", "logits and loss")
-GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/kfd")
+GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 # Where a container's limit is.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -21,9 +21,9 @@ from litmegalodon.data.slots import Batch
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.megalodon import Megalodon
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
-from litmegalodon.parallel.strategy import check_same_model, damaged_is_refused, read_meta
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
+from litmegalodon.utils.checkpoint_files import check_same_model, damaged_is_refused, read_meta
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."
@@ -188,6 +188,7 @@ class MegalodonModule(lightning.LightningModule):
         self.log("train/loss", nll / max(valid, 1), prog_bar=True)
         self.log("train/grad_norm", norm)
         self.log("data/utilisation", 1.0 - padding / self._step_tokens)
+        self._step_tokens -= int(padding)
         if (left_out := self._last_batch.get("left_out")) is not None:
             left_out = left_out.to(norm.device, torch.float64)
             self.log("data/left_out", self.trainer.strategy.reduce(left_out, reduce_op="sum"))
@@ -240,6 +241,9 @@ class MegalodonModule(lightning.LightningModule):
         """
         theirs, ours = meta["hyper_parameters"], self.hparams
         check_same_model(ours["config"], theirs["config"], f"ckpt_path={path}")
+        # Before tensors are read: rows of other lanes have other shapes.
+        if (data := self.trainer.datamodule) is not None:
+            data.check(meta[type(data).__qualname__])
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         for name, value in ours["resume"].items():
@@ -271,6 +275,9 @@ class MegalodonModule(lightning.LightningModule):
         setting = f"init_from={path}"
         meta = read_meta(path, setting)
         check_same_model(self.hparams["config"], meta["hyper_parameters"]["config"], setting)
+        data = None if self._trainer is None else self.trainer.datamodule
+        if data is not None and (trained_on := meta.get(type(data).__qualname__)):
+            data.check_tokenizer(trained_on, setting)
         # Not what the other run remembered of its lanes.
         ours = get_model_state_dict(self)
         weights = {"state_dict": {n: ours[n] for n in ours if n.startswith(MODEL)}}

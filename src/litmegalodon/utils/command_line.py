@@ -11,6 +11,9 @@ PATHS = (
     "init_from",
     "hydra.run.dir",
     "output",
+    "prompt_file",
+    "state",
+    "save_state",
     "data.source.folder",
     "data.tokenizer.path",
 )
@@ -60,6 +63,24 @@ def quote_path(argument: str) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("'", "\\'")
+
+
+def take_texts(*names: str) -> dict[str, list[str]]:
+    """Take `name=text` arguments off the command line before Hydra parses it, text as it is.
+
+    Quotes, commas, braces, line breaks and `=` are characters like others. The values of each name
+    in their order; bytes that are no UTF-8 come as Python has them in sys.argv.
+    """
+    taken: dict[str, list[str]] = {name: [] for name in names}
+    left = []
+    for argument in sys.argv[1:]:
+        name, equals, text = argument.partition("=")
+        if equals and name in taken:
+            taken[name].append(text)
+        else:
+            left.append(argument)
+    sys.argv[1:] = left
+    return taken
 
 
 def is_main_process() -> bool:

@@ -1,6 +1,7 @@
 """A user's mistake ends in one line on stderr and exit code 2; a bug ends in a traceback."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,16 @@ from hydra.errors import (
 from omegaconf.errors import OmegaConfBaseException
 
 from litmegalodon.utils.command_line import is_main_process
+
+# What a process says of its own that others have caused.
+PEER_GONE = re.compile("Connection (closed|reset) by peer|DistNetworkError|DistBackendError")
+WORKER_GONE = re.compile(
+    r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)", re.DOTALL
+)
+# An error of a worker of the data loader: its message ends with the traceback there.
+IN_WORKER = re.compile(
+    r"Caught \w+ in DataLoader worker.*\n(\w+\.)*\w+Error: (?P<text>.*)", re.DOTALL
+)
 
 # Hydra prints its own errors over several lines unless this variable is 1: then it raises them.
 VARIABLE = "HYDRA_FULL_ERROR"
@@ -67,6 +78,10 @@ def is_users(error: BaseException) -> bool:
     """Whether an error is about settings or files rather than a bug."""
     if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
         return True
+    if isinstance(error, RuntimeError) and (
+        PEER_GONE.search(str(error)) or WORKER_GONE.search(str(error))
+    ):
+        return True
     # Lightning's is known by name: importing it takes seconds.
     return type(error).__name__ == "MisconfigurationException"
 
@@ -76,7 +91,15 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: there is no such {group}; there are {', '.join(error.options)}"
-    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and WORKER_GONE.search(str(error)):
+        return (
+            "data.num_workers: one of the workers was ended, by the system if memory ran out; set"
+            " fewer, and go on with ckpt_path=last"
+        )
+    if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
+        return "another process of this run has ended; what it says is the reason"
+    found = IN_WORKER.match(str(error))
+    text = " ".join((found["text"] if found else str(error)).split())
     if "Could not override" in text:
         key = text.split("'")[1]
         return f"{key}: there is no such setting; --help lists them, +{key}=... adds one"

@@ -13,9 +13,28 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import tame_lightning
+
+
+def check_device(cfg: DictConfig) -> None:
+    """Refuse what this machine can't run, before any data is read.
+
+    Raises:
+        ValueError: there is no such accelerator, the kernels do not run on it, or its memory does
+            not hold the run.
+    """
+    device = accelerator(cfg.trainer.accelerator)
+    if cfg.model.impl == "triton" and (reason := triton_refusal(torch.empty(0, device=device))):
+        raise ValueError(f"model.impl=triton: it {reason}")
+    if device == "cuda":
+        devices = cfg.trainer.devices
+        count = len(devices) if OmegaConf.is_list(devices) else devices
+        if count in ("auto", -1):
+            count = torch.cuda.device_count()
+        check_memory(cfg, torch.cuda.get_device_properties(0).total_memory, count)
 
 
 @contextmanager
@@ -41,12 +60,6 @@ def make_trainer(cfg: DictConfig) -> Trainer:
             f"trainer.devices={cfg.trainer.devices}: a list names GPUs, and this run is on the CPU;"
             " set a number of processes"
         )
-    if kind == "cuda":
-        count = torch.cuda.device_count()
-        devices = cfg.trainer.devices
-        listed = len(devices) if OmegaConf.is_list(devices) else devices
-        memory = torch.cuda.get_device_properties(0).total_memory
-        check_memory(cfg, memory, listed if isinstance(listed, int) and listed > 0 else count)
     callbacks = make_list(cfg.get("callbacks"), "callbacks", Callback)
     settings: dict[str, Any] = {
         "accelerator": kind,

@@ -35,6 +35,11 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def harmless(text: str) -> str:
+    """Text for a terminal: what a model writes must not command it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def opening(cfg: DictConfig) -> None:
     """The first lines of a run: its settings, its folder and the checkpoint it starts from."""
     if cfg.extras.ignore_warnings:

@@ -36,6 +36,8 @@ WHOLE_NUMBERS_AT_LEAST = {
     "validate_every": 1,
     "checkpoint_every": 1,
     "seed": 0,
+    "max_new_tokens": 0,
+    "piece_tokens": 1,
     "workers": 1,
     "units.train": 1,
     "units.val": 1,
@@ -70,6 +72,8 @@ CHOICES = {
     "model.scheduler.kind": ("cosine", "linear", "constant"),
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
     "trainer.precision": ("32-true", "bf16-mixed"),
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
     "model_type": ("bpe", "unigram"),
 }

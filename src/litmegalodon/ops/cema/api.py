@@ -57,7 +57,7 @@ def cema(
     """
     _check(x, alpha, delta, theta, gamma, omega, state, resets)
     forms = {"reference": cema_reference, "torch": cema_pytorch, "triton": cema_triton}
-    form = choose("cema", impl, forms, x, _triton_refusal(alpha))
+    form = choose("cema", impl, forms, x, _triton_refusal(alpha), x.shape[0])
     return form(x, alpha, delta, theta, gamma, omega, state, resets)
 
 
@@ -90,7 +90,7 @@ def cema_end(
         "torch": end_pytorch,
         "triton": _whole(cema_triton),
     }
-    form = choose("cema_end", impl, forms, x, _triton_refusal(alpha))
+    form = choose("cema_end", impl, forms, x, _triton_refusal(alpha), x.shape[0])
     return form(x, alpha, delta, theta, gamma, omega, resets)
 
 

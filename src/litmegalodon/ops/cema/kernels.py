@@ -32,6 +32,37 @@ import triton.language as tl
 
 
 @triton.jit
+def _channels(D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A program's channels [BLOCK_D], which exist, and both for its states [BLOCK_N, BLOCK_D]."""
+    o_d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    # A hint that hides how channels lie in memory: N then stays inside a thread, which makes sums
+    # over it plain additions, and a lane's loads are still next to its neighbour's.
+    o_h = tl.max_contiguous(tl.minimum(o_d, D - 1), [1])
+    o_nd = tl.arange(0, BLOCK_N)[:, None] * D + o_h[None, :]
+    m_nd = (tl.arange(0, BLOCK_N)[:, None] >= 0) & m_d[None, :]
+    return o_d, m_d, o_nd, m_nd
+
+
+@triton.jit
+def _is_whole(p_marks, i_b, t_0, L, UNROLL: tl.constexpr):
+    """Whether the group from token t_0 on lies before the end and no document begins in it."""
+    whole = t_0 + UNROLL <= L
+    if p_marks is not None:
+        whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
+    return whole
+
+
+@triton.jit
+def _resets_at(p_resets, i_t):
+    """Whether a document begins at a token."""
+    b_reset = tl.full((), 0, tl.int1)
+    if p_resets is not None:
+        b_reset = tl.load(p_resets + i_t) != 0
+    return b_reset
+
+
+@triton.jit
 def _planes(p_table, row, o_nd, size):
     """Real and imaginary plane [BLOCK_N, BLOCK_D] of one row of a [rows, 2, BLOCK_N, D] table."""
     p_row = p_table + 2 * row * size + o_nd
@@ -83,14 +114,8 @@ def end_states_kernel(
     forgotten.
     """
     dtype: tl.constexpr = p_table.dtype.element_ty
-    i_d, i_j, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    # A hint that hides how channels lie in memory: N then stays inside a thread, which makes sums
-    # over it plain additions, and a lane's loads are still next to its neighbour's.
-    o_h = tl.max_contiguous(tl.minimum(o_d, D - 1), [1])
-    o_nd = tl.arange(0, BLOCK_N)[:, None] * D + o_h[None, :]
-    m_nd = (tl.arange(0, BLOCK_N)[:, None] >= 0) & m_d[None, :]
+    i_j, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    o_d, m_d, o_nd, m_nd = _channels(D, BLOCK_N, BLOCK_D)
     size = BLOCK_N * D
 
     # BLOCK_N x BLOCK_D, q to the power of 1 to 4; the state is multiplied by the one read.
@@ -102,19 +127,14 @@ def end_states_kernel(
     b_im = tl.zeros([BLOCK_N, BLOCK_D], dtype)
 
     p_row = p_x + i_b * L * D + o_d
-    start = i_j * S
-    stop = tl.minimum(start + S, L)
-    groups = tl.cdiv(stop - start, UNROLL)
+    groups = tl.cdiv(tl.minimum(S, L - i_j * S), UNROLL)
     step: tl.constexpr = -UNROLL if REVERSE else UNROLL
-    t_0 = start + ((groups - 1) * UNROLL if REVERSE else 0)
+    t_0 = i_j * S + ((groups - 1) * UNROLL if REVERSE else 0)
     b_next = _group(p_row, t_0, L, D, m_d, UNROLL, REVERSE)
     for _ in range(groups):
         b_x = b_next
         b_next = _group(p_row, t_0 + step, L, D, m_d, UNROLL, REVERSE)
-        whole = t_0 + UNROLL <= L
-        if p_marks is not None:
-            whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
-        if whole:
+        if _is_whole(p_marks, i_b, t_0, L, UNROLL):
             for i in tl.static_range(0, UNROLL, 4):
                 b_0, b_1 = b_x[i].to(dtype)[None, :], b_x[i + 1].to(dtype)[None, :]
                 b_2, b_3 = b_x[i + 2].to(dtype)[None, :], b_x[i + 3].to(dtype)[None, :]
@@ -126,9 +146,7 @@ def end_states_kernel(
             for i in range(count):
                 t = t_0 + (count - 1 - i if REVERSE else i)
                 b_x0 = tl.load(p_row + t.to(tl.int64) * D, mask=m_d, other=0.0).to(dtype)
-                b_reset = False
-                if p_resets is not None:
-                    b_reset = tl.load(p_resets + i_b * L + t) != 0
+                b_reset = _resets_at(p_resets, i_b * L + t)
                 if not REVERSE:
                     b_re = tl.where(b_reset, 0.0, b_re)
                     b_im = tl.where(b_reset, 0.0, b_im)
@@ -241,12 +259,8 @@ def emit_kernel(
     to the input's.
     """
     dtype: tl.constexpr = p_table.dtype.element_ty
-    i_d, i_j, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    # As in end_states_kernel.
-    o_h = tl.max_contiguous(tl.minimum(o_d, D - 1), [1])
-    o_nd = tl.arange(0, BLOCK_N)[:, None] * D + o_h[None, :]
+    i_j, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    o_d, m_d, o_nd, _ = _channels(D, BLOCK_N, BLOCK_D)
     size = BLOCK_N * D
 
     # BLOCK_N x BLOCK_D: q, q^2, q G, q^2 G
@@ -261,19 +275,14 @@ def emit_kernel(
 
     p_row = p_x + i_b * L * D + o_d
     p_out = p_y + i_b * L * D + o_d
-    start = i_j * S
-    stop = tl.minimum(start + S, L)
-    groups = tl.cdiv(stop - start, UNROLL)
+    groups = tl.cdiv(tl.minimum(S, L - i_j * S), UNROLL)
     step: tl.constexpr = -UNROLL if REVERSE else UNROLL
-    t_0 = start + ((groups - 1) * UNROLL if REVERSE else 0)
+    t_0 = i_j * S + ((groups - 1) * UNROLL if REVERSE else 0)
     b_next = _group(p_row, t_0, L, D, m_d, UNROLL, REVERSE)
     for _ in range(groups):
         b_x = b_next
         b_next = _group(p_row, t_0 + step, L, D, m_d, UNROLL, REVERSE)
-        whole = t_0 + UNROLL <= L
-        if p_marks is not None:
-            whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
-        if whole:
+        if _is_whole(p_marks, i_b, t_0, L, UNROLL):
             for i in tl.static_range(0, UNROLL, 2):
                 b_x0, b_x1 = b_x[i].to(dtype), b_x[i + 1].to(dtype)
                 b_y0, b_y1 = b_t0 * b_x0, b_t1 * b_x0 + b_t0 * b_x1
@@ -297,9 +306,7 @@ def emit_kernel(
             for i in range(count):
                 t = t_0 + (count - 1 - i if REVERSE else i)
                 b_x0 = tl.load(p_row + t.to(tl.int64) * D, mask=m_d, other=0.0).to(dtype)
-                b_reset = False
-                if p_resets is not None:
-                    b_reset = tl.load(p_resets + i_b * L + t) != 0
+                b_reset = _resets_at(p_resets, i_b * L + t)
                 if REVERSE:
                     b_y = b_t0 * b_x0 + tl.sum(b_re, 0)
                     b_new = b_g1r * b_x0[None, :] - b_1i * b_im + b_1r * b_re

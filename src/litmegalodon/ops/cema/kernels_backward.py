@@ -3,7 +3,17 @@
 import triton
 import triton.language as tl
 
-from litmegalodon.ops.cema.kernels import _group, _planes
+from litmegalodon.ops.cema.kernels import _channels, _group, _is_whole, _planes, _resets_at
+
+
+@triton.jit
+def _next_state(b_x, b_qr, b_qi, b_re, b_im, b_sr, b_si):
+    """u and s = du/dq after a token x [BLOCK_D]."""
+    b_next_sr = b_re + b_qr * b_sr - b_qi * b_si
+    b_next_si = b_im + b_qr * b_si + b_qi * b_sr
+    b_next_re = b_x[None, :] + b_qr * b_re - b_qi * b_im
+    b_next_im = b_qr * b_im + b_qi * b_re
+    return b_next_re, b_next_im, b_next_sr, b_next_si
 
 
 @triton.jit
@@ -31,13 +41,8 @@ def coefficient_gradients_kernel(
     BLOCK_N, D] -> sums [B, J, 2, 2, BLOCK_N, D], domega [B, J, D].
     """
     dtype: tl.constexpr = p_table.dtype.element_ty
-    i_d, i_j, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    # As in end_states_kernel.
-    o_h = tl.max_contiguous(tl.minimum(o_d, D - 1), [1])
-    o_nd = tl.arange(0, BLOCK_N)[:, None] * D + o_h[None, :]
-    m_nd = (tl.arange(0, BLOCK_N)[:, None] >= 0) & m_d[None, :]
+    i_j, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    o_d, m_d, o_nd, m_nd = _channels(D, BLOCK_N, BLOCK_D)
     size = BLOCK_N * D
     i_bj = i_b * J + i_j
 
@@ -54,27 +59,17 @@ def coefficient_gradients_kernel(
 
     p_row = p_x + i_b * L * D + o_d
     p_grad = p_dy + i_b * L * D + o_d
-    start = i_j * S
-    stop = tl.minimum(start + S, L)
-    t_0 = start
+    t_0 = i_j * S
     b_next = _group(p_row, t_0, L, D, m_d, UNROLL, False)
     b_grad_next = _group(p_grad, t_0, L, D, m_d, UNROLL, False)
-    for _ in range(tl.cdiv(stop - start, UNROLL)):
+    for _ in range(tl.cdiv(tl.minimum(S, L - t_0), UNROLL)):
         b_x, b_dy = b_next, b_grad_next
         b_next = _group(p_row, t_0 + UNROLL, L, D, m_d, UNROLL, False)
         b_grad_next = _group(p_grad, t_0 + UNROLL, L, D, m_d, UNROLL, False)
-        whole = t_0 + UNROLL <= L
-        if p_marks is not None:
-            whole = whole & (tl.load(p_marks + i_b * tl.cdiv(L, UNROLL) + t_0 // UNROLL) == 0)
-        if whole:
+        if _is_whole(p_marks, i_b, t_0, L, UNROLL):
             for i in tl.static_range(UNROLL):
                 b_x0, b_dy0 = b_x[i].to(dtype), b_dy[i].to(dtype)
-                b_new = b_re - b_qi * b_si + b_qr * b_sr
-                b_si = b_im + b_qi * b_sr + b_qr * b_si
-                b_sr = b_new
-                b_new = b_x0[None, :] - b_qi * b_im + b_qr * b_re
-                b_im = b_qi * b_re + b_qr * b_im
-                b_re = b_new
+                b_re, b_im, b_sr, b_si = _next_state(b_x0, b_qr, b_qi, b_re, b_im, b_sr, b_si)
                 b_gr += b_dy0[None, :] * b_re
                 b_gi += b_dy0[None, :] * b_im
                 b_dr += b_dy0[None, :] * b_sr
@@ -85,18 +80,12 @@ def coefficient_gradients_kernel(
                 t = (t_0 + i).to(tl.int64)
                 b_x0 = tl.load(p_row + t * D, mask=m_d, other=0.0).to(dtype)
                 b_dy0 = tl.load(p_grad + t * D, mask=m_d, other=0.0).to(dtype)
-                if p_resets is not None:
-                    b_reset = tl.load(p_resets + i_b * L + t) != 0
-                    b_re = tl.where(b_reset, 0.0, b_re)
-                    b_im = tl.where(b_reset, 0.0, b_im)
-                    b_sr = tl.where(b_reset, 0.0, b_sr)
-                    b_si = tl.where(b_reset, 0.0, b_si)
-                b_new = b_re - b_qi * b_si + b_qr * b_sr
-                b_si = b_im + b_qi * b_sr + b_qr * b_si
-                b_sr = b_new
-                b_new = b_x0[None, :] - b_qi * b_im + b_qr * b_re
-                b_im = b_qi * b_re + b_qr * b_im
-                b_re = b_new
+                b_reset = _resets_at(p_resets, i_b * L + t)
+                b_re = tl.where(b_reset, 0.0, b_re)
+                b_im = tl.where(b_reset, 0.0, b_im)
+                b_sr = tl.where(b_reset, 0.0, b_sr)
+                b_si = tl.where(b_reset, 0.0, b_si)
+                b_re, b_im, b_sr, b_si = _next_state(b_x0, b_qr, b_qi, b_re, b_im, b_sr, b_si)
                 b_gr += b_dy0[None, :] * b_re
                 b_gi += b_dy0[None, :] * b_im
                 b_dr += b_dy0[None, :] * b_sr

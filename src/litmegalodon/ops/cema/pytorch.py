@@ -26,6 +26,8 @@ from litmegalodon.ops.cema.scan import scan, scan_backward
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype
 
 BLOCK = 64
+# Where documents are short: a piece takes as much memory as a whole block.
+SHORTEST = 8
 
 
 def cema_pytorch(
@@ -43,17 +45,29 @@ def cema_pytorch(
     h = state
     if h is None:
         h = x.new_zeros(x.shape[0], *alpha.shape[:2], 2, dtype=compute_dtype(x))
-    if resets is not None and not resets.any():
+    documents = 0 if resets is None else int(resets.sum())
+    if documents == 0:
         resets = None
-    length = x.shape[1]
-    whole = length - length % BLOCK
+    length, block = x.shape[1], block_length(x.shape[0] * x.shape[1], documents)
+    whole = length - length % block
     outputs = []
     for start, stop in ((0, whole), (whole, length)):
         if start < stop:
             part = None if resets is None else resets[:, start:stop]
-            y, h = _Cema.apply(x[:, start:stop], *c, omega, h, part)
+            y, h = _Cema.apply(x[:, start:stop], *c, omega, h, part, block)
             outputs.append(y)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), h
+
+
+def block_length(tokens: int, documents: int) -> int:
+    """T, at which blocks and pieces together hold at most twice the tokens.
+
+    Where documents are shorter than SHORTEST they hold more, (1 + SHORTEST) times at the most.
+    """
+    block = BLOCK
+    while block > SHORTEST and block * documents > tokens:
+        block //= 2
+    return block
 
 
 def _apart(x: Tensor, dtype: torch.dtype, block: int, pieces: Pieces | None) -> Tensor:
@@ -77,8 +91,8 @@ class _Cema(torch.autograd.Function):
     """A stretch of whole blocks, or one shorter than a block."""
 
     @staticmethod
-    def forward(ctx, x, p, log_decay, angle, g_re, g_im, omega, state, resets):
-        dtype, block = compute_dtype(x), min(BLOCK, x.shape[1])
+    def forward(ctx, x, p, log_decay, angle, g_re, g_im, omega, state, resets, block):
+        dtype, block = compute_dtype(x), min(block, x.shape[1])
         c = Coefficients(p, log_decay, angle, g_re, g_im)
         m = matrices(c, omega, block, dtype)
         pieces = None if resets is None else Pieces(resets, block)
@@ -126,4 +140,4 @@ class _Cema(torch.autograd.Function):
             d_transition,
         )
         d_state = d_state.transpose(0, 1).to(ctx.state_dtype)
-        return _together(d_x, x, pieces), *d_c, d_omega.to(omega.dtype), d_state, None
+        return _together(d_x, x, pieces), *d_c, d_omega.to(omega.dtype), d_state, None, None

@@ -32,6 +32,7 @@ from litmegalodon.ops.cema.kernels import (
 from litmegalodon.ops.cema.kernels_backward import coefficient_gradients_kernel
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import Config, launch
+from litmegalodon.ops.segments import any_in_groups
 
 # Tokens worked on at once; the kernels take pairs and fours of them.
 UNROLL = 8
@@ -95,8 +96,8 @@ class _Segments:
         self.resets = self.marks = self.of_segment = None
         if resets is not None:
             self.resets = resets.contiguous()
-            self.marks = _any_in_groups(self.resets, UNROLL)
-            self.of_segment = _any_in_groups(self.resets, self.size)
+            self.marks = any_in_groups(self.resets, UNROLL)
+            self.of_segment = any_in_groups(self.resets, self.size)
         self.last = length - (self.number - 1) * self.size
         self.states = (batch, self.number, 2, self.block_n, dim)
         self.common = {"L": length, "D": dim, "J": self.number, "S": self.size}
@@ -105,13 +106,6 @@ class _Segments:
 
     def grid(self, tiles):
         return triton.cdiv(self.common["D"], tiles["BLOCK_D"]), self.number, self.states[0]
-
-
-def _any_in_groups(flags: Tensor, size: int) -> Tensor:
-    """bool [B, L] -> bool [B, L / size, rounded up]: whether any of `size` in a row is True."""
-    batch, length = flags.shape
-    padded = torch.nn.functional.pad(flags, (0, -length % size))
-    return padded.view(batch, -1, size).any(-1)
 
 
 class _Tables:

@@ -1,8 +1,11 @@
 """The public function of chunk attention."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from litmegalodon.ops.chunk_attention.places import Places, locate
 from litmegalodon.ops.chunk_attention.pytorch import chunk_attention_pytorch
 from litmegalodon.ops.chunk_attention.reference import chunk_attention_reference
 from litmegalodon.ops.chunk_attention.state import KeyValueState
@@ -24,7 +27,7 @@ def chunk_attention(
     *,
     chunk_size: int,
     rope_base: float = 10_000.0,
-    position: int | Tensor = 0,
+    position: int | Tensor | Places = 0,
     kv: KeyValueState | None = None,
     resets: Tensor | None = None,
     dropkey: float = 0.0,
@@ -40,7 +43,8 @@ def chunk_attention(
         q, k: [B, L, H, z], not rotated, z even; v: [B, L, H, e], any e.
         chunk_size: C.
         rope_base: base of the rotary frequencies.
-        position: tokens before this call, int or int64 [B].
+        position: tokens before this call, int or int64 [B]; a model finds Places once a call, which
+            saves each layer from reading them.
         kv: keys and values of the chunk that the call begins in.
         resets: bool [B, L]; a token where True sees nothing before it.
         dropkey: probability that a (query, key) pair is hidden before the softmax (no rescaling).
@@ -90,14 +94,31 @@ def chunk_attention(
     elif chunk_size > 2**15:
         # A chunk's pairs are numbered in 32 bits.
         refusal = f"takes chunks of at most 32,768 tokens, not {chunk_size:,}; use impl='torch'"
-    elif torch.version.hip and kv is not None and kv.k.shape[1] > 0:
-        # Its kernels choose between two base pointers, which the compiler for gfx942 refuses.
-        refusal = "does not take keys of an earlier call on AMD's GPUs yet; use impl='torch'"
-    elif batch * heads > 65_535:
-        refusal = f"takes at most 65,535 heads of all rows, not {batch * heads:,}; use impl='torch'"
-    form = choose("chunk_attention", impl, forms, q, refusal)
-    position = torch.as_tensor(position, device=q.device).expand(q.shape[0])
+    form = choose("chunk_attention", impl, forms, q, refusal, batch * heads)
+    drop = (dropkey, seed) if dropkey > 0.0 else None
+    # The size of the state changes with every call of a generation: torch.compile leaves those.
+    call = _call if kv is None or kv.k.shape[1] == 0 else _call_untraced
+    return call(form, q, k, v, chunk_size, rope_base, position, kv, resets, drop)
+
+
+def _call(
+    form: Callable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int,
+    rope_base: float,
+    position: int | Tensor | Places,
+    kv: KeyValueState | None,
+    resets: Tensor | None,
+    drop: tuple[float, int] | None,
+) -> tuple[Tensor, KeyValueState]:
+    places, slots = position, None if kv is None else kv.k.shape[1]
+    if not isinstance(position, Places):
+        places = locate(position, slots, *q.shape[:2], chunk_size, q.device)
     if kv is None:
         kv = KeyValueState.fresh(k, v)
-    drop = (dropkey, seed) if dropkey > 0.0 else None
-    return form(q, k, v, chunk_size, rope_base, position, kv, resets, drop)
+    return form(q, k, v, chunk_size, rope_base, places, kv, resets, drop)
+
+
+_call_untraced = torch.compiler.disable(_call)

@@ -13,13 +13,14 @@ gradients are then plain products. In bfloat16 X and dS are the sum of two: roun
 cost dQ and dK more than the whole pass may. DropKey's pairs have P = X = 0 and need nothing more.
 Every gradient has one owner that adds it up in a fixed order: two runs give the same bits.
 
-P and X are [rows, H, chunks, R, K]: in its chunk a query stands at its place less the chunk's
-first query, a key likewise, both origins on a grid of GRID_M x GRID_N (`origins`) so that tiles are
-aligned. A query's row of a tile of the grid is written whole, zeros where a key is not seen, if
-some key of the tile is of its document and not after its tile of queries; else it is not written.
-So an owner of queries or keys, whose tiles divide the grid's and which goes over documents as in
-kernels.py, may read whole tiles: in the rows of a document nothing is unwritten, and the keys of
-others have weight 0 there and are loaded as 0.
+P and X are [heads of all rows, chunks, R, K]: in its chunk a query stands at its place less the
+chunk's first query, a key likewise, both origins on a grid of GRID_M x GRID_N (`origins`) so that
+tiles are aligned. A query's row of a tile of the grid is written whole, zeros where a key is not
+seen, if some key of the tile is of its document and not after its tile of queries; else it is not
+written. So an owner of queries or keys, whose tiles divide the grid's and which goes over documents
+as in kernels.py, may read whole tiles: in the rows of a document nothing is unwritten, and the keys
+of others have weight 0 there and are loaded as 0. A launch works on a part of the heads, numbered
+b H + h, from `head` on, and of the chunks, from `chunk` on.
 
 Shapes: as in kernels.py; R queries and K keys of a chunk, rounded up to tiles.
 """
@@ -95,6 +96,27 @@ def origins(chunk, C, offset, earliest, GRID_M: tl.constexpr, GRID_N: tl.constex
 
 
 @triton.jit
+def tile_of_queries(
+    i_tile,
+    p_first,
+    chunk,
+    L,
+    C,
+    R,
+    offset,
+    GRID_M: tl.constexpr,
+    GRID_N: tl.constexpr,
+    M: tl.constexpr,
+):
+    """A tile of M queries of a part: its chunk in it, the chunk's origins, its places."""
+    i_chunk = i_tile // (R // M)
+    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
+    begin = first_m + i_tile % (R // M) * M
+    end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
+    return i_chunk, first_m, first_n, begin, end
+
+
+@triton.jit
 def row_products(
     p_a,
     p_b,
@@ -127,7 +149,7 @@ def row_products(
     return b_product
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "row", "chunk"])
+@triton.jit(do_not_specialize=["seed", "threshold", "head", "chunk"])
 def weights_kernel(
     p_q,
     p_k,
@@ -148,7 +170,7 @@ def weights_kernel(
     C,
     seed,
     threshold,
-    row,
+    head,
     chunk,
     R,
     K,
@@ -165,10 +187,9 @@ def weights_kernel(
     N: tl.constexpr,
     W: tl.constexpr,
 ):
-    """P and X of tiles of M = GRID_M queries and N keys, rows from `row`, chunks from `chunk`."""
-    i_b = (row + tl.program_id(2) // H).to(tl.int64)
-    i_h = tl.program_id(2) % H
-    i_chunk = tl.program_id(1) // (R // M)
+    """P and X of tiles of M = GRID_M queries and N keys, heads from `head`, chunks from `chunk`."""
+    i_b = ((head + tl.program_id(2)) // H).to(tl.int64)
+    i_h = (head + tl.program_id(2)) % H
     position = tl.load(p_position + i_b)
     offset = (position % C).to(tl.int32)
     p_q += (i_b * L * H + i_h) * Z
@@ -182,11 +203,11 @@ def weights_kernel(
     p_lse += (i_b * H + i_h) * L
     p_delta += (i_b * H + i_h) * L
 
-    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
-    begin = first_m + tl.program_id(1) % (R // M) * M
+    i_chunk, first_m, first_n, begin, tile_end = tile_of_queries(
+        tl.program_id(1), p_first, chunk, L, C, R, offset, GRID_M, GRID_N, M
+    )
     n = first_n + tl.program_id(0) * N
     grid_n = first_n + tl.program_id(0) * N // GRID_N * GRID_N
-    tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
     chunks = tl.num_programs(1) // (R // M)
     o_chunk = (tl.program_id(2) * chunks + i_chunk).to(tl.int64) * R * K
     p_weight += o_chunk
@@ -228,7 +249,7 @@ def weights_kernel(
         now = upper
 
 
-@triton.jit(do_not_specialize=["row", "chunk"])
+@triton.jit(do_not_specialize=["head", "chunk"])
 def finish_kernel(
     p_weight,
     p_high,
@@ -238,7 +259,7 @@ def finish_kernel(
     p_position,
     L,
     C,
-    row,
+    head,
     chunk,
     R,
     K,
@@ -250,15 +271,14 @@ def finish_kernel(
     N: tl.constexpr,
 ):
     """dS in the place of X, M queries a program."""
-    i_b = (row + tl.program_id(1) // H).to(tl.int64)
-    i_chunk = tl.program_id(0) // (R // M)
+    i_b = ((head + tl.program_id(1)) // H).to(tl.int64)
     offset = (tl.load(p_position + i_b) % C).to(tl.int32)
     p_first += i_b * L
     p_last += i_b * L
 
-    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
-    begin = first_m + tl.program_id(0) % (R // M) * M
-    tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
+    i_chunk, first_m, first_n, begin, tile_end = tile_of_queries(
+        tl.program_id(0), p_first, chunk, L, C, R, offset, GRID_M, GRID_N, M
+    )
     chunks = tl.num_programs(0) // (R // M)
     o_chunk = (tl.program_id(1) * chunks + i_chunk).to(tl.int64) * R * K
     p_weight += o_chunk

@@ -20,6 +20,11 @@ import triton.language as tl
 from litmegalodon.ops.launch import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
+# Values of CACHED beside 0, no incoming cache: each row's address is chosen from the two possible
+# ones, or both sides are read and written under masks. The first takes fewer registers; AMD's
+# compiler knows no choice between two base pointers.
+CHOSEN = tl.constexpr(1)
+APART = tl.constexpr(2)
 
 
 @triton.jit
@@ -59,6 +64,35 @@ def add_product(b_sum, b_a, b_b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _rows(
+    p_tokens,
+    p_cache,
+    begin,
+    end,
+    lower,
+    offset,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CACHED: tl.constexpr,
+):
+    """Addresses of the places begin, begin + 1, ... among the tokens and among the cache's slots,
+    which are slots, and which are before `end` and not before `lower`.
+
+    CHOSEN: the first addresses are those of slots too.
+    """
+    place = begin + tl.arange(0, ROWS)
+    p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
+    p_slot = p_cache + place.to(tl.int64) * STRIDE
+    m_slot = place < offset
+    if CACHED == CHOSEN:
+        p_row = tl.where(m_slot, p_slot, p_row)
+    m_row = place < end
+    if lower is not None:
+        m_row &= place >= lower
+    return p_row[:, None], p_slot[:, None], m_slot[:, None], m_row[:, None]
+
+
+@triton.jit
 def load_rows(
     p_tokens,
     p_cache,
@@ -78,17 +112,18 @@ def load_rows(
     Addresses are made from `begin` in every round: hoisted out of a loop they would take a third of
     the registers.
     """
-    place = begin + tl.arange(0, ROWS)
-    p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
-    if CACHED:
-        p_row = tl.where(place < offset, p_cache + place.to(tl.int64) * STRIDE, p_row)
-    m_row = place < end
-    if lower is not None:
-        m_row &= place >= lower
-    mask = m_row[:, None]
+    p_row, p_slot, m_slot, mask = _rows(
+        p_tokens, p_cache, begin, end, lower, offset, STRIDE, ROWS, CACHED
+    )
     if WIDTH % COLUMNS != 0:
         mask &= (o_column < WIDTH)[None, :]
-    return tl.load(p_row[:, None] + o_column[None, :], mask=mask, other=0.0)
+    if CACHED == APART:
+        b_slots = tl.load(p_slot + o_column[None, :], mask=mask & m_slot, other=0.0)
+        b_rows = tl.load(p_row + o_column[None, :], mask=mask & ~m_slot, other=0.0)
+        b_rows = tl.where(m_slot, b_slots, b_rows)
+    else:
+        b_rows = tl.load(p_row + o_column[None, :], mask=mask, other=0.0)
+    return b_rows
 
 
 @triton.jit
@@ -107,16 +142,15 @@ def store_rows(
     lower=None,
 ):
     """The inverse of load_rows."""
-    place = begin + tl.arange(0, ROWS)
-    p_row = p_tokens + (place - offset).to(tl.int64) * STRIDE
-    if CACHED:
-        p_row = tl.where(place < offset, p_cache + place.to(tl.int64) * STRIDE, p_row)
-    m_row = place < end
-    if lower is not None:
-        m_row &= place >= lower
-    mask = m_row[:, None] & (o_column < WIDTH)[None, :]
+    p_row, p_slot, m_slot, m_row = _rows(
+        p_tokens, p_cache, begin, end, lower, offset, STRIDE, ROWS, CACHED
+    )
+    mask = m_row & (o_column < WIDTH)[None, :]
     b_rows = b_rows.to(p_tokens.dtype.element_ty)
-    tl.store(p_row[:, None] + o_column[None, :], b_rows, mask=mask)
+    if CACHED == APART:
+        tl.store(p_slot + o_column[None, :], b_rows, mask=mask & m_slot)
+        mask &= ~m_slot
+    tl.store(p_row + o_column[None, :], b_rows, mask=mask)
 
 
 @triton.jit

@@ -28,11 +28,11 @@ from litmegalodon.ops.chunk_attention.backward_kernels import (
 from litmegalodon.ops.chunk_attention.kernels import forward_kernel, rotate_kernel
 from litmegalodon.ops.chunk_attention.product_kernels import key_kernel, query_kernel
 from litmegalodon.ops.chunk_attention.rope import table
-from litmegalodon.ops.chunk_attention.tiles import configs, grid_tile
+from litmegalodon.ops.chunk_attention.tiles import cache_access, configs, grid_tile
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import launch
 
-# Bytes of P and X that a backward pass may hold at a time, if one chunk of one row fits.
+# Bytes of P and X that a backward pass may hold at a time, if one chunk of one head fits.
 SCRATCH = 512 * 2**20
 
 
@@ -53,9 +53,9 @@ def attention_forward(
     v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    known: Tensor,
     position: Tensor,
-    resets: Tensor | None,
+    first: Tensor,
+    last: Tensor,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Start all kernels of the forward pass.
@@ -63,8 +63,7 @@ def attention_forward(
     Args:
         q, k: [B, L, H, z], not rotated; v: [B, L, H, e].
         k_cache, v_cache: [B, S, H, *], rotated keys and values of the chunk the call begins in.
-        known: int64 [B], how many slots before (position mod C) may be seen.
-        position: int64 [B]; resets: bool [B, L].
+        position: int64 [B]; first, last: int32 [B, L], see places.py.
 
     Returns:
         out [B, L, H, e], rotated q and k, log-sum-exp [B, H, L].
@@ -77,7 +76,7 @@ def attention_forward(
     out = torch.empty_like(v)
     lse = torch.empty(batch, heads, length, dtype=compute_dtype(v), device=v.device)
     tensors = dict(p_q=q, p_k=k, p_v=v, p_k_cache=k_cache, p_v_cache=v_cache, p_out=out, p_lse=lse)
-    shared = _shared(q, v, k_cache, known, position, resets, settings)
+    shared = _shared(q, v, k_cache, position, first, last, settings)
     launch(
         forward_kernel,
         lambda t: (_tiles(length, t["M"]), triton.cdiv(e, t["W"]), batch * heads),
@@ -97,9 +96,9 @@ def attention_backward(
     k_cache: Tensor,
     v_cache: Tensor,
     lse: Tensor,
-    known: Tensor,
     position: Tensor,
-    resets: Tensor | None,
+    first: Tensor,
+    last: Tensor,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Start all kernels of the backward pass.
@@ -122,23 +121,23 @@ def attention_backward(
         delta_kernel,
         lambda t: (triton.cdiv(length, t["T"]), batch * heads),
         dict(p_out=out, p_d_out=d_out, p_delta=delta, L=length, H=heads, E=e, ACC=_ACC[acc]),
-        configs("delta", v, False),
+        configs("delta", v, 0),
     )
     # Rows' gradients before they are rotated back keep the sums' precision.
     dq, dk = (torch.empty_like(u, dtype=acc) for u in (q, k))
     dv = torch.empty_like(v)
     # Slots that no query sees are written by no program.
     dk_cache, dv_cache = torch.zeros_like(k_cache, dtype=acc), torch.zeros_like(v_cache)
-    shared = _shared(q, v, k_cache, known, position, resets, settings)
+    shared = _shared(q, v, k_cache, position, first, last, settings)
     grid = grid_tile(v)
     plan = Plan.of(v.shape, k_cache.shape[1], settings.chunk_size, v.element_size(), grid)
     split = v.dtype == torch.bfloat16
     weight, high, low = (v.new_empty(n * plan.size) for n in (1, 1, int(split)))
-    for rows, part in plan.parts():
+    for count, part in plan.parts():
         places = shared | part | dict(GRID_M=grid[0], GRID_N=grid[1])
         launch(
             weights_kernel,
-            lambda t, rows=rows: (plan.K // t["N"], plan.chunks * plan.R // t["M"], rows * heads),
+            lambda t, count=count: (plan.K // t["N"], plan.chunks * plan.R // t["M"], count),
             dict(p_q=q, p_k=k, p_v=v, p_k_cache=k_cache, p_v_cache=v_cache, p_d_out=d_out)
             | dict(p_lse=lse, p_delta=delta, p_weight=weight, p_high=high, p_low=low)
             | _without(places, "BLOCK_Z"),
@@ -147,14 +146,14 @@ def attention_backward(
         products = _without(places, "seed", "threshold", "DROP")
         launch(
             finish_kernel,
-            lambda t, rows=rows: (plan.chunks * plan.R // t["M"], rows * heads),
+            lambda t, count=count: (plan.chunks * plan.R // t["M"], count),
             dict(p_weight=weight, p_high=high, p_low=low)
             | _without(products, "S", "Z", "E", "CACHED", "PRECISION", "BLOCK_Z"),
-            configs("finish", v, False),
+            configs("finish", v, 0),
         )
         launch(
             query_kernel,
-            lambda t, rows=rows: (plan.chunks * plan.R // t["M"], rows * heads),
+            lambda t, count=count: (plan.chunks * plan.R // t["M"], count),
             dict(p_k=k, p_k_cache=k_cache, p_high=high, p_low=low, p_dq=dq)
             | _without(products, "E"),
             configs("query", v, shared["CACHED"]),
@@ -164,10 +163,10 @@ def attention_backward(
             width = y.shape[3]
             launch(
                 key_kernel,
-                lambda t, rows=rows, width=width: (
+                lambda t, count=count, width=width: (
                     plan.chunks * plan.K // t["N"],
                     triton.cdiv(width, t["W"]),
-                    rows * heads,
+                    count,
                 ),
                 dict(p_x=x, p_low=low, p_y=y, p_out=of_tokens, p_out_cache=of_cache)
                 | products
@@ -205,15 +204,14 @@ def _rotate(x: Tensor, position: Tensor, settings: Settings, sign: int, dtype: t
             ACC=_ACC[acc],
             BLOCK_Z=triton.next_power_of_2(z),
         ),
-        configs("rotate", x, False),
+        configs("rotate", x, 0),
     )
     return y
 
 
-def _shared(q, v, k_cache, known, position, resets, settings) -> dict:
+def _shared(q, v, k_cache, position, first, last, settings) -> dict:
     """Arguments that all kernels over tiles of queries and keys take."""
     slots = k_cache.shape[1]
-    first, last = _bounds(position, known, slots, resets, q.shape[1], settings.chunk_size)
     return dict(
         p_first=first,
         p_last=last,
@@ -227,7 +225,7 @@ def _shared(q, v, k_cache, known, position, resets, settings) -> dict:
         Z=q.shape[3],
         E=v.shape[3],
         DROP=settings.drop,
-        CACHED=slots > 0,
+        CACHED=cache_access(v.device) if slots > 0 else 0,
         ACC=_ACC[compute_dtype(v)],
         # float32 means float32: a GPU's own shortcut would keep 10 bits.
         PRECISION="ieee",
@@ -239,31 +237,6 @@ def _without(arguments: dict, *names: str) -> dict:
     return {name: value for name, value in arguments.items() if name not in names}
 
 
-def _bounds(
-    position: Tensor,
-    known: Tensor,
-    slots: int,
-    resets: Tensor | None,
-    length: int,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor]:
-    """first, last int32 [B, L]: a token sees places first .. its own; before last its run ends."""
-    offset = position % chunk_size
-    place = (offset[:, None] + torch.arange(length, device=position.device)).int()  # B x L
-    end = (offset + length).int()[:, None]
-    into_chunk = place % chunk_size
-    first = torch.maximum(
-        place - into_chunk, (offset - torch.minimum(known, offset).clamp(max=slots)).int()[:, None]
-    )
-    last = torch.minimum(place - into_chunk + chunk_size, end)
-    if resets is not None:
-        first = torch.maximum(first, torch.where(resets, place, 0).cummax(1).values)
-        # The next document begins at the first reset after a token.
-        following = torch.cat([torch.where(resets, place, end)[:, 1:], end], dim=1)
-        last = torch.minimum(last, following.flip(1).cummin(1).values.flip(1))
-    return first.contiguous(), last.contiguous()
-
-
 def _tiles(places: int, size: int) -> int:
     """Tiles on the grid of `size` that a stretch of places may touch, wherever it begins."""
     return triton.cdiv(places + size - 1, size)
@@ -273,17 +246,18 @@ def _tiles(places: int, size: int) -> int:
 class Plan:
     """How the backward pass is cut into parts whose P and X fit into SCRATCH.
 
-    A pair of query and key takes up to three elements: P and the two parts of X.
+    A query with a key takes up to three elements: P and the two parts of X. Heads are numbered over
+    all rows, b H + h: each is worked on as if it were alone.
 
     Attributes:
-        batch, rows: of the call, of a part.
-        total, chunks: chunks that a row's places may touch, of a part.
+        heads, part: all heads of all rows, those of a part.
+        total, chunks: chunks that a row's places may touch, those of a part.
         R, K: rows and columns of a chunk's P, whole tiles.
         size: elements of a part's P.
     """
 
-    batch: int
-    rows: int
+    heads: int
+    part: int
     total: int
     chunks: int
     R: int
@@ -299,14 +273,14 @@ class Plan:
         r = triton.cdiv(min(chunk_size, length + tile_m - 1), tile_m) * tile_m
         k = triton.cdiv(min(chunk_size, slots + length + tile_n - 1), tile_n) * tile_n
         total = triton.cdiv(length + chunk_size - 1, chunk_size)
-        fit = SCRATCH // (3 * element * heads * r * k)
-        rows = max(1, min(batch, fit))
-        chunks = max(1, min(total, fit // rows))
-        return cls(batch, rows, total, chunks, r, k, rows * chunks * heads * r * k)
+        fit = SCRATCH // (3 * element * r * k)
+        part = max(1, min(batch * heads, fit))
+        chunks = max(1, min(total, fit // part))
+        return cls(batch * heads, part, total, chunks, r, k, part * chunks * r * k)
 
     def parts(self) -> Iterator[tuple[int, dict[str, int]]]:
-        """Each part's number of rows and its arguments to a kernel."""
-        for row in range(0, self.batch, self.rows):
+        """Each part's number of heads and its arguments to a kernel."""
+        for head in range(0, self.heads, self.part):
             for chunk in range(0, self.total, self.chunks):
-                rows = min(self.rows, self.batch - row)
-                yield rows, dict(row=row, chunk=chunk, R=self.R, K=self.K)
+                heads = min(self.part, self.heads - head)
+                yield heads, dict(head=head, chunk=chunk, R=self.R, K=self.K)

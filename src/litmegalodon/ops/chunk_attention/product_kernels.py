@@ -8,11 +8,11 @@ Shapes: as there.
 import triton
 import triton.language as tl
 
-from litmegalodon.ops.chunk_attention.backward_kernels import origins
+from litmegalodon.ops.chunk_attention.backward_kernels import origins, tile_of_queries
 from litmegalodon.ops.chunk_attention.kernels import add_product, load_rows, store_rows
 
 
-@triton.jit(do_not_specialize=["row", "chunk"])
+@triton.jit(do_not_specialize=["head", "chunk"])
 def query_kernel(
     p_k,
     p_k_cache,
@@ -25,7 +25,7 @@ def query_kernel(
     L,
     S,
     C,
-    row,
+    head,
     chunk,
     R,
     K,
@@ -41,11 +41,8 @@ def query_kernel(
     N: tl.constexpr,
 ):
     """dQ = dS K [B, L, H, z] of the rotated queries."""
-    # The last tiles of a chunk have most keys: they go first.
-    i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    i_b = (row + tl.program_id(1) // H).to(tl.int64)
-    i_h = tl.program_id(1) % H
-    i_chunk = i_tile // (R // M)
+    i_b = ((head + tl.program_id(1)) // H).to(tl.int64)
+    i_h = (head + tl.program_id(1)) % H
     offset = (tl.load(p_position + i_b) % C).to(tl.int32)
     p_k += (i_b * L * H + i_h) * Z
     p_k_cache += (i_b * S * H + i_h) * Z
@@ -53,9 +50,11 @@ def query_kernel(
     p_first += i_b * L
     p_last += i_b * L
 
-    first_m, first_n = origins(chunk + i_chunk, C, offset, tl.load(p_first), GRID_M, GRID_N)
-    begin = first_m + i_tile % (R // M) * M
-    tile_end = tl.minimum(tl.minimum(begin + M, (chunk + i_chunk + 1) * C), offset + L)
+    # The last tiles of a chunk have most keys: they go first.
+    i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    i_chunk, first_m, first_n, begin, tile_end = tile_of_queries(
+        i_tile, p_first, chunk, L, C, R, offset, GRID_M, GRID_N, M
+    )
     chunks = tl.num_programs(0) // (R // M)
     o_chunk = (tl.program_id(1) * chunks + i_chunk).to(tl.int64) * R * K
     p_high += o_chunk
@@ -88,7 +87,7 @@ def query_kernel(
         now = upper
 
 
-@triton.jit(do_not_specialize=["row", "chunk"])
+@triton.jit(do_not_specialize=["head", "chunk"])
 def key_kernel(
     p_x,
     p_low,
@@ -101,7 +100,7 @@ def key_kernel(
     L,
     S,
     C,
-    row,
+    head,
     chunk,
     R,
     K,
@@ -123,8 +122,8 @@ def key_kernel(
     [B, S, H, E] for each slot of the cache that was seen.
     """
     i_slice = tl.program_id(1)
-    i_b = (row + tl.program_id(2) // H).to(tl.int64)
-    i_h = tl.program_id(2) % H
+    i_b = ((head + tl.program_id(2)) // H).to(tl.int64)
+    i_h = (head + tl.program_id(2)) % H
     i_chunk = tl.program_id(0) // (K // N)
     offset = (tl.load(p_position + i_b) % C).to(tl.int32)
     p_y += (i_b * L * H + i_h) * E

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from litmegalodon.ops.chunk_attention.causal import ROWS, causal_attention
 from litmegalodon.ops.chunk_attention.dropkey import dropped
+from litmegalodon.ops.chunk_attention.places import Places
 from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
 from litmegalodon.ops.dispatch import backward_pass
@@ -26,28 +27,25 @@ def chunk_attention_pytorch(
     v: Tensor,
     chunk_size: int,
     rope_base: float,
-    position: Tensor,
+    places: Places,
     kv: KeyValueState,
     resets: Tensor | None,
     drop: Drop,
 ) -> tuple[Tensor, KeyValueState]:
     """See `litmegalodon.ops.chunk_attention`."""
     length = q.shape[1]
-    offset = position % chunk_size
-    aligned = bool((offset == offset[0]).all())
     if resets is not None and not resets.any():
         resets = None
-    positions = position[:, None] + torch.arange(length, device=q.device)  # B x L
-    places = (positions[:1] if aligned else positions) % chunk_size
+    positions = places.position[:, None] + torch.arange(length, device=q.device)  # B x L
+    in_chunk = (positions[:1] if places.aligned else positions) % chunk_size
     # One copy for queries and keys: the backward pass keeps it.
-    factors = rotation(places, q.shape[-1], chunk_size, rope_base, q)
+    factors = rotation(in_chunk, q.shape[-1], chunk_size, rope_base, q)
     q, k = rotate(q, factors), rotate(k, factors)
-    if aligned and resets is None:
-        out = _on_grid(q, k, v, chunk_size, positions, kv, drop)
+    if places.aligned and resets is None:
+        out = _on_grid(q, k, v, chunk_size, positions, places.begin, kv, drop)
     else:
         out = _in_runs(q, k, v, chunk_size, positions, kv, resets, drop)
-    slots = int(((position + length) % chunk_size).max())
-    return out, advance(k, v, chunk_size, position, kv, resets, slots, aligned)
+    return out, advance(k, v, chunk_size, places, kv, resets)
 
 
 def _on_grid(
@@ -56,12 +54,12 @@ def _on_grid(
     v: Tensor,
     chunk_size: int,
     positions: Tensor,
+    offset: int,
     kv: KeyValueState,
     drop: Drop,
 ) -> Tensor:
-    """Rows equally far into their chunk, no document begins: head, whole chunks, tail are views."""
+    """Rows `offset` into their chunk, no document begins: head, whole chunks, tail are views."""
     batch, length = q.shape[:2]
-    offset = int(positions[0, 0]) % chunk_size
     head = min(length, -offset % chunk_size)
     whole = (length - head) // chunk_size * chunk_size
     outputs = []

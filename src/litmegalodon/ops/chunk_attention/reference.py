@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from litmegalodon.ops.chunk_attention.dropkey import dropped
+from litmegalodon.ops.chunk_attention.places import Places
 from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 from litmegalodon.ops.chunk_attention.state import KeyValueState
 from litmegalodon.ops.dispatch import compute_dtype
@@ -15,14 +16,14 @@ def chunk_attention_reference(
     v: Tensor,
     chunk_size: int,
     rope_base: float,
-    position: Tensor,
+    places: Places,
     kv: KeyValueState,
     resets: Tensor | None,
     drop: tuple[float, int] | None,
 ) -> tuple[Tensor, KeyValueState]:
     """See `litmegalodon.ops.chunk_attention`."""
     dtype = compute_dtype(v)
-    length = q.shape[1]
+    position, length = places.position, q.shape[1]
     positions = position[:, None] + torch.arange(length, device=q.device)
     factors = rotation(positions % chunk_size, q.shape[-1], chunk_size, rope_base, q)
     q, k = rotate(q, factors), rotate(k, factors)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from litmegalodon.ops.chunk_attention.places import Places
+
 
 class KeyValueState(NamedTuple):
     """Rotated keys [B, S, H, z] and values [B, S, H, e] of the current chunk, by place in it.
@@ -30,28 +32,24 @@ def advance(
     k: Tensor,
     v: Tensor,
     chunk_size: int,
-    position: Tensor,
+    places: Places,
     kv: KeyValueState,
     resets: Tensor | None,
-    slots: int,
-    aligned: bool,
 ) -> KeyValueState:
     """The state after a call.
 
     Args:
         k, v: [B, L, H, *], the call's rotated keys and its values.
-        position, kv, resets: what the call began with.
-        slots: largest (position + L) mod C of the rows.
-        aligned: whether it is the same for all rows.
+        places, kv, resets: what the call began with.
     """
-    length = k.shape[1]
+    length, position, slots = k.shape[1], places.position, places.end
     offset, end = position % chunk_size, (position + length) % chunk_size
     known = kv.length + length
     if resets is not None:
         since = torch.arange(length, 0, -1, device=k.device)
         known = torch.where(resets.any(1), torch.where(resets, since, length).amin(1), known)
     visible = torch.minimum(end, known)
-    if aligned and length >= slots and (resets is None or slots == 0):
+    if places.aligned and length >= slots and (resets is None or slots == 0):
         # Clones, so that a small state does not keep a long call's keys alive.
         return KeyValueState(
             k[:, length - slots :].clone(), v[:, length - slots :].clone(), visible

@@ -8,7 +8,6 @@ Shapes: B batch, L length, S slots of the cache, H heads, C chunk, z and e head 
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from litmegalodon.ops.chunk_attention.dropkey import seed_counter
 from litmegalodon.ops.chunk_attention.passes import (
@@ -16,6 +15,7 @@ from litmegalodon.ops.chunk_attention.passes import (
     attention_backward,
     attention_forward,
 )
+from litmegalodon.ops.chunk_attention.places import Places, bounds
 from litmegalodon.ops.chunk_attention.state import KeyValueState, advance
 from litmegalodon.ops.dispatch import compute_dtype
 
@@ -28,60 +28,22 @@ def chunk_attention_triton(
     v: Tensor,
     chunk_size: int,
     rope_base: float,
-    position: Tensor,
+    places: Places,
     kv: KeyValueState,
     resets: Tensor | None,
     drop: tuple[float, int] | None,
 ) -> tuple[Tensor, KeyValueState]:
     """See `litmegalodon.ops.chunk_attention`."""
-    # How far rows are in their chunks has to be read where they are not at a chunk's first token;
-    # torch.compile leaves those calls, of generation mostly, as they are.
-    run = _run if kv.k.shape[1] == 0 else _run_untraced
-    return run(q, k, v, chunk_size, rope_base, position, kv, resets, drop)
-
-
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    chunk_size: int,
-    rope_base: float,
-    position: Tensor,
-    kv: KeyValueState,
-    resets: Tensor | None,
-    drop: tuple[float, int] | None,
-) -> tuple[Tensor, KeyValueState]:
     seed, threshold = (seed_counter(drop[1]), int(drop[0] * 2**32)) if drop else (0, 0)
     # Tensors of two dtypes would meet in one product.
     q, k, k_cache, v_cache = (u.to(v.dtype) for u in (q, k, kv.k, kv.v))
+    position = places.position
+    first, last = places.bounds or bounds(position, kv.length, resets, q.shape[1], chunk_size)
     out, _, rotated_k, _ = torch.ops.litmegalodon.chunk_attention_forward(
-        q, k, v, k_cache, v_cache, kv.length, position, resets, chunk_size, rope_base,
+        q, k, v, k_cache, v_cache, position, first, last, chunk_size, rope_base,
         _signed(seed), _signed(threshold), drop is not None,
     )  # fmt: skip
-    slots, aligned = _places((position + q.shape[1]) % chunk_size, q.shape[1] % chunk_size)
-    return out, advance(rotated_k, v, chunk_size, position, kv, resets, slots, aligned)
-
-
-_run_untraced = torch.compiler.disable(_run)
-
-
-def _places(end: Tensor, likely: int) -> tuple[int, bool]:
-    """How far the furthest row is in its chunk, and whether all rows are equally far.
-
-    It is the size of the outgoing state, so it has to be read from the device. Where there is no
-    value to read (meta and fake tensors, tracing), rows are taken to have begun at a chunk's first
-    token, as in training; a traced program that is then run with others stops with this assertion.
-    """
-    if end.device.type == "meta":
-        return likely, True
-    if isinstance(end, FakeTensor) or torch.compiler.is_compiling():
-        torch._assert_async(
-            (end == likely).all(),
-            "chunk_attention: traced for rows that begin at a chunk boundary, run with others",
-        )
-        return likely, True
-    low, high = torch.stack([end.min(), end.max()]).tolist()
-    return high, low == high
+    return out, advance(rotated_k, v, chunk_size, places, kv, resets)
 
 
 def _signed(value: int) -> int:
@@ -96,9 +58,9 @@ def _forward(
     v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    known: Tensor,
     position: Tensor,
-    resets: Tensor | None,
+    first: Tensor,
+    last: Tensor,
     chunk_size: int,
     rope_base: float,
     seed: int,
@@ -106,11 +68,11 @@ def _forward(
     drop: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(chunk_size, rope_base, seed, threshold, drop)
-    return attention_forward(q, k, v, k_cache, v_cache, known, position, resets, settings)
+    return attention_forward(q, k, v, k_cache, v_cache, position, first, last, settings)
 
 
 @_forward.register_fake
-def _(q, k, v, k_cache, v_cache, known, position, resets, *settings):
+def _(q, k, v, k_cache, v_cache, position, first, last, *settings):
     batch, length, heads, _ = v.shape
     lse = v.new_empty(batch, heads, length, dtype=compute_dtype(v))
     return (*(u.new_empty(u.shape) for u in (v, q, k)), lse)
@@ -127,9 +89,9 @@ def _backward(
     k_cache: Tensor,
     v_cache: Tensor,
     lse: Tensor,
-    known: Tensor,
     position: Tensor,
-    resets: Tensor | None,
+    first: Tensor,
+    last: Tensor,
     chunk_size: int,
     rope_base: float,
     seed: int,
@@ -138,7 +100,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(chunk_size, rope_base, seed, threshold, drop)
     return attention_backward(
-        d_out, d_rotated_k, out, q, k, v, k_cache, v_cache, lse, known, position, resets, settings
+        d_out, d_rotated_k, out, q, k, v, k_cache, v_cache, lse, position, first, last, settings
     )
 
 
@@ -148,11 +110,12 @@ def _(d_out, d_rotated_k, out, q, k, v, k_cache, v_cache, *_):
 
 
 def _save(ctx, inputs, output):
-    _, _, v, k_cache, v_cache, known, position, resets, *ctx.settings = inputs
+    tensors, ctx.settings = inputs[2:8], inputs[8:]
     out, q, k, lse = output
     ctx.mark_non_differentiable(q, lse)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(out, q, k, v, k_cache, v_cache, lse, known, position, resets)
+    v, k_cache, v_cache, *places = tensors
+    ctx.save_for_backward(out, q, k, v, k_cache, v_cache, lse, *places)
 
 
 def _gradients(ctx, d_out, _, d_rotated_k, __):

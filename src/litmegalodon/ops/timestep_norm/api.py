@@ -72,7 +72,7 @@ def timestep_norm(
     refusal = _triton_refusal(x, num_groups)
     if padding_mask is not None:
         refusal = "takes no padding_mask; use impl='torch'"
-    form = choose("timestep_norm", impl, forms, x, refusal)
+    form = choose("timestep_norm", impl, forms, x, refusal, batch)
     if state is None:
         state = NormState.fresh(x.shape[0], num_groups, x.device)
     return form(x, weight, bias, num_groups, eps, state, resets, padding_mask)
@@ -99,7 +99,8 @@ def timestep_norm_end(
         "torch": end_pytorch,
         "triton": _whole(timestep_norm_triton),
     }
-    form = choose("timestep_norm_end", impl, forms, x, _triton_refusal(x, num_groups))
+    refusal = _triton_refusal(x, num_groups)
+    form = choose("timestep_norm_end", impl, forms, x, refusal, x.shape[0])
     return form(x, num_groups, resets)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from litmegalodon.ops.dispatch import compute_dtype
 from litmegalodon.ops.launch import Config, launch
+from litmegalodon.ops.segments import any_in_groups
 from litmegalodon.ops.timestep_norm.kernels import (
     normalise_kernel,
     statistics_scan_kernel,
@@ -74,8 +75,7 @@ class _Segments:
         self.resets = self.marks = None
         if resets is not None:
             self.resets = resets.contiguous()
-            padded = torch.nn.functional.pad(self.resets, (0, -length % self.size))
-            self.marks = padded.view(self.batch, -1, self.size).any(-1)
+            self.marks = any_in_groups(self.resets, self.size)
         self.common = {"p_resets": self.resets, "p_marks": self.marks, "S": self.size}
         self.common |= {"L": length, "J": self.number, "G": groups, "d": self.features}
         self.eps = {"EPS": eps}

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from litmegalodon.inference import check_drawing, continue_text
+from litmegalodon.inference import Drawing, Reader
 from litmegalodon.training.callbacks.checkpoint import BestCheckpoint
 from litmegalodon.training.callbacks.progress import format_count, format_duration
 from litmegalodon.training.csv_logger import read_metrics
+from litmegalodon.utils.printing import harmless
 
 Metrics = list[dict[str, float]]
 
@@ -33,7 +33,7 @@ class RunReport(Callback):
     `prompt_bytes` of a held-out document by up to `sample_tokens` tokens (0: no sample) drawn from
     a generator of its own, seeded with `seed`.
 
-    The module needs `model` (tokens, state -> logits, state); its data module `tokenizer`,
+    The module needs `model`, as a `Reader` does; its data module `tokenizer`,
     `validation_documents()`, `baselines()` and `summary()` with a `fingerprint` and `val_bytes`.
     """
 
@@ -50,11 +50,11 @@ class RunReport(Callback):
         for name, value in {"prompt_bytes": prompt_bytes, "sample_tokens": sample_tokens}.items():
             if value < 0:
                 raise ValueError(f"callbacks.report.{name}={value}: must be 0 or more")
-        check_drawing(temperature, top_k, top_p, prefix="callbacks.report.")
         self.dirpath = Path(dirpath)
         self.prompt_bytes = prompt_bytes
         self.sample_tokens = sample_tokens
         self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        Drawing(**self.drawing, prefix="callbacks.report.")
         self.seed = seed
         self._seconds_before = 0.0
         self._started = time.monotonic()
@@ -106,28 +106,29 @@ class RunReport(Callback):
             name, prompt, continuation = sample
             text = _sample_text(name, prompt, continuation, self.drawing["temperature"])
             (self.dirpath / "sample.txt").write_text(text, encoding="utf-8")
-            print("\n" + "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+            print("\n" + harmless(text))
             _say("sample", self.dirpath / "sample.txt")
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str, bytes, bytes]:
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str, bytes, str]:
         documents = trainer.datamodule.validation_documents()
         long_enough = (d for d in documents if len(d.text) > self.prompt_bytes)
         document = next(long_enough, documents[0])
-        prompt = document.text[: self.prompt_bytes]
+        # It may be a view of a mapped file.
+        prompt = bytes(document.text[: self.prompt_bytes])
+        reader = Reader(pl_module.model, trainer.datamodule.tokenizer)
         with trainer.precision_plugin.forward_context():
-            continuation = continue_text(
-                pl_module.model,
-                trainer.datamodule.tokenizer,
-                prompt,
+            reader.read(prompt)
+            texts = reader.generate(
                 self.sample_tokens,
                 **self.drawing,
-                generator=torch.Generator().manual_seed(self.seed),
+                seed=self.seed,
                 # Processes that stopped at different tokens would wait for one another for ever.
                 agree=trainer.strategy.broadcast if trainer.world_size > 1 else None,
             )
+            continuation = "".join(texts)
         return document.name, prompt, continuation
 
 
@@ -252,12 +253,12 @@ def _say(name: str, text: Any) -> None:
     print(f"{name}: {text}", flush=True)
 
 
-def _sample_text(name: str, prompt: bytes, continuation: bytes, temperature: float) -> str:
+def _sample_text(name: str, prompt: bytes, continuation: str, temperature: float) -> str:
     return (
         f"--- prompt: the first {len(prompt)} bytes of {name} (held out)\n"
         f"{prompt.decode(errors='replace')}\n"
         f"--- continued by the model at temperature {temperature}\n"
-        f"{continuation.decode(errors='replace')}\n"
+        f"{continuation}\n"
         "--- end\n"
     )
 

@@ -1,0 +1,132 @@
+"""What a checkpoint's folder holds, and whether it suits a model."""
+
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from litmegalodon.utils.checkpoints import FILES, META, is_complete
+
+# What the description of a checkpoint's tensors consists of, by module.
+DESCRIPTION = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch": ("Size",),
+    # Looks a name up among torch's layouts.
+    "torch.serialization": ("_get_layout",),
+    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+}
+
+
+def check_same_model(ours: Mapping[str, Any], theirs: Mapping[str, Any], setting: str) -> None:
+    """Compare a model's config with the one a checkpoint was made with.
+
+    Args:
+        ours: the model's config.
+        theirs: the checkpoint's.
+        setting: what named the checkpoint, for the message.
+
+    Raises:
+        ValueError: they differ in anything that shapes or interprets the weights.
+    """
+    # Dropout and initialisation change no weight that is there already.
+    harmless = {"dropout", "hidden_dropout", "attention_dropout", "init_mode"}
+    names = [k for k in sorted({*ours, *theirs} - harmless) if ours.get(k) != theirs.get(k)]
+    if names:
+        listed = ", ".join(f"model.config.{k}={ours.get(k)} (there {theirs.get(k)})" for k in names)
+        raise ValueError(f"{setting}: is of another model: {listed}; use its settings")
+
+
+@contextmanager
+def damaged_is_refused(setting: str) -> Iterator[None]:
+    """Turn what reading a damaged checkpoint raises into a ValueError that names the setting."""
+    try:
+        yield
+    except (
+        CheckpointException,
+        EOFError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{setting}: cannot be read, it is damaged or no checkpoint of this project "
+            f"({said[0]}); take another one"
+        ) from error
+
+
+def read_meta(path: str | Path, setting: str) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors.
+
+    Raises:
+        ValueError: the path is no complete checkpoint.
+    """
+    path = Path(path)
+    if not is_complete(path):
+        raise ValueError(
+            f"{setting}: is not a complete checkpoint, which is a folder that holds "
+            f"{' and '.join(FILES)}; take one of a run's checkpoints/, or ckpt_path=last"
+        )
+    with damaged_is_refused(setting):
+        meta = torch.load(path / META, weights_only=True)
+        # What is asked of it later.
+        meta["hyper_parameters"]["config"], meta["global_step"]
+        return meta
+
+
+def read_tensors(path: str | Path, tensors: Mapping[str, Tensor], setting: str) -> None:
+    """Fill tensors with those of the same names in a checkpoint, in one process.
+
+    However many processes wrote it. Nothing that the checkpoint names is run.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape, or a file is damaged.
+    """
+    with damaged_is_refused(setting), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+        dcp.load(dict(tensors), storage_reader=_TensorReader(path), no_dist=True)
+
+
+class _TensorReader(FileSystemReader):
+    """Reads tensors only; torch's own reader unpickles whatever its two kinds of entries hold."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(self.path / ".metadata", "rb") as file:
+            metadata = _Unpickler(file).load()
+        metadata.state_dict_metadata = {
+            name: entry
+            for name, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes what is in `DESCRIPTION`, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if name not in DESCRIPTION.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not run")
+        return super().find_class(module, name)
