@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Saved:
@@ -22,8 +23,8 @@ class Saved:
     def note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         # Sharding gathers parameters anew: which ones are there has to be asked each time.
-        weights = {id(p) for p in self.model.parameters()}
-        if id(tensor) not in weights and not isinstance(tensor, nn.Parameter):
+        weights = [p for p in self.model.parameters() if not isinstance(p, DTensor)]
+        if storage.data_ptr() not in {p.untyped_storage().data_ptr() for p in weights}:
             self._seen.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))
         return tensor
 

@@ -121,6 +121,24 @@ def test_activations_are_what_a_model_saves(rows, length, changes, bf16, checkpo
     assert want == pytest.approx(saved.bytes, rel=0.2)
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16-mixed"])
+def test_a_loss_in_pieces_saves_no_logits(bf16, monkeypatch):
+    for module in ("models.loss", "planning.sizes"):
+        monkeypatch.setattr(f"litmegalodon.{module}.MAX_LOGITS", 0)
+    # The blocks save next to nothing beside it.
+    config = dataclasses.replace(SMALL, num_layers=1, vocab_size=4096)
+    model = Megalodon(config).train()
+    model.layers[0].activation_checkpointing = True
+    tokens = torch.randint(0, 256, (1, 2048))
+    with counting(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        model.loss(tokens, tokens)
+    share = Share(1, 2048, product=2 if bf16 else 4)
+    want = sizes.activations(config, share, True) + sizes.loss_saved(config, share)
+    assert want == pytest.approx(saved.bytes, rel=0.2)
+    # The logits would take 32 MiB.
+    assert want < 2**23
+
+
 @pytest.mark.slow
 def test_activations_are_what_the_kernels_save():
     from saved_by_kernels import CONFIG, LENGTH

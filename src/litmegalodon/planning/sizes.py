@@ -149,12 +149,13 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
 def loss_saved(config: MegalodonConfig, share: Share) -> int:
     """What the loss saves: the final norm's output, and log-probabilities where they are few."""
     c, s = config, share
-    hidden = s.tokens * s.product * c.model_dim
+    if s.tokens * c.num_outputs > MAX_LOGITS:
+        # Autocast does not reach the loss in pieces.
+        return s.tokens * s.residual * c.model_dim
+    saved = s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs)
     if s.product != s.residual:
-        hidden += s.product * c.num_outputs * c.model_dim  # the matrix, cast
-    if s.tokens * c.num_outputs <= MAX_LOGITS:
-        return hidden + s.tokens * FLOAT32 * c.num_outputs
-    return hidden
+        saved += s.product * c.num_outputs * c.model_dim  # the matrix, cast
+    return saved
 
 
 def loss_working(config: MegalodonConfig, share: Share) -> int:
