@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from litmegalodon.parallel.mesh import Degrees
 from litmegalodon.planning import sizes
+from litmegalodon.planning.devices import GIB
 from litmegalodon.planning.plan import Run
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 LENGTHS = [2**i for i in range(12, 23)]  # 4K to 4M tokens
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from litmegalodon.planning import sizes
-from litmegalodon.planning.devices import Device
+from litmegalodon.planning.devices import GB, GIB, Device
 from litmegalodon.planning.plan import RESERVE, Run
 
-GIB, GB, MB = 2**30, 1e9, 1e6
+MB = 1e6
 # The whole report is one table: names, then a column for each number of processes to a row.
 NAME, COLUMN = 44, 12
 

@@ -9,11 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from litmegalodon.parallel.mesh import Degrees
-from litmegalodon.planning.devices import DEVICES
+from litmegalodon.planning.devices import DEVICES, GIB
 from litmegalodon.planning.plan import Run
 from litmegalodon.utils.errors import cause
 
-GIB = 2**30
 # What is in memory all the time, and what at the start of the backward pass.
 CERTAIN = ("parameters", "gradients", "optimizer", "activations", "logits and loss")
 GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
@@ -48,7 +47,7 @@ def check_memory(cfg: DictConfig, device_memory: int | None = None, machine: int
     """Refuse to train what can't be held, before anything is made.
 
     On a CPU the processes of a machine share its memory; whether there is a GPU is guessed from
-    its driver, and a GPU's memory is asked for when the trainer is made.
+    its driver, and how much memory it has is known once torch is imported.
 
     Args:
         device_memory: bytes of a GPU that is there, for one process.
@@ -112,8 +111,7 @@ def check_plan(cfg: DictConfig) -> None:
 
 def machine_memory() -> int:
     """Bytes of this machine, or of the container's limit."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    least = 1024 * int(lines["MemTotal"].split()[0])
+    least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in map(Path, LIMITS):
         if path.is_file() and (text := path.read_text().strip()).isdigit():
             least = min(least, int(text))
