@@ -20,6 +20,7 @@ from litmegalodon.data.packing import Row, empty_row
 from litmegalodon.data.streams import Reader
 
 Batch = dict[str, torch.Tensor]
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass
@@ -96,7 +97,7 @@ class SlotBatches(IterableDataset):
     position: Position
     slots: int
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Arrays]:
         worker = get_worker_info()
         w, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         mine = np.array_split(np.arange(len(self.readers)), workers)[w]
@@ -112,17 +113,16 @@ class SlotBatches(IterableDataset):
             cursor += self.slots
             made, padding, places = zip(*(next(stream) for stream in streams), strict=True)
             left_out = sum(r.left_out(p) for r, p in zip(readers, places, strict=True))
-            tokens, targets, resets = (
-                torch.from_numpy(np.stack(p)) for p in zip(*made, strict=True)
-            )
+            tokens, targets, resets = (np.stack(part) for part in zip(*made, strict=True))
             yield {
-                "tokens": tokens,
-                "targets": targets,
+                # Half the bytes to send: no vocabulary is that large.
+                "tokens": tokens.astype(np.int32),
+                "targets": targets.astype(np.int32),
                 "resets": resets,
-                "cursor": torch.tensor(cursor),
-                "places": torch.from_numpy(np.stack(places)),
-                "padding": torch.tensor(sum(padding)),
-                "left_out": torch.tensor(left_out),
+                "cursor": np.array(cursor),
+                "places": np.stack(places),
+                "padding": np.array(sum(padding)),
+                "left_out": np.array(left_out),
             }
 
 
@@ -131,7 +131,11 @@ class SlotLoader:
 
     def __init__(self, batches: SlotBatches, num_workers: int) -> None:
         self.workers = min(num_workers, len(batches.readers))
-        self.loader = DataLoader(batches, batch_size=None, num_workers=self.workers)
+        # Arrays through a pipe: tensors would go through shared memory, each with a file of its
+        # own, and a batch has seven small ones.
+        self.loader = DataLoader(
+            batches, batch_size=None, num_workers=self.workers, collate_fn=_as_it_is
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         parts = iter(self.loader)
@@ -140,12 +144,14 @@ class SlotLoader:
             yield _joined([next(parts) for _ in range(max(1, self.workers))])
 
 
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    joined = {
-        name: torch.cat([part[name] for part in parts])
-        for name in ("tokens", "targets", "resets", "places")
-    }
-    summed = {name: sum(part[name] for part in parts) for name in ("padding", "left_out")}
-    return joined | summed | {"cursor": parts[0]["cursor"]}
+def _as_it_is(part: Arrays) -> Arrays:
+    return part
+
+
+def _joined(parts: list[Arrays]) -> Batch:
+    batch = {name: torch.tensor(sum(p[name] for p in parts)) for name in ("padding", "left_out")}
+    for name in ("tokens", "targets", "resets", "places"):
+        joined = np.concatenate([part[name] for part in parts])
+        whole = joined if name == "resets" else joined.astype(np.int64)
+        batch[name] = torch.from_numpy(whole)
+    return batch | {"cursor": torch.tensor(int(parts[0]["cursor"]))}
