@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval generate data bench kernels test test-slow test-all lint format clean
+.PHONY: help setup train eval generate plan data bench kernels test test-slow test-all lint format clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -42,6 +42,9 @@ eval: $(STAMP) ## Validate a checkpoint: the newest one, or CKPT=path
 generate: override export PROMPT := $(value PROMPT)
 generate: $(STAMP) ## Write text with a checkpoint: the newest one, or CKPT=path; PROMPT="def main():"
 	$(BIN)/python src/generate.py ckpt_path=$(or $(CKPT),last) "prompt=$$PROMPT" $(ARGS)
+
+plan: $(STAMP) ## Memory, traffic and time of a run on GPUs that are not here; EXP=7b ARGS="trainer.devices=8"
+	$(BIN)/python src/plan.py $(if $(EXP),experiment=$(EXP)) $(ARGS)
 
 data: $(STAMP) ## Look at data before training on it; ARGS="data=files data.source.paths=[corpus]"
 	$(BIN)/python scripts/show_data.py $(if $(EXP),experiment=$(EXP)) $(ARGS)

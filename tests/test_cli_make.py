@@ -74,6 +74,13 @@ def test_make_data_hands_experiment_and_settings_to_the_script() -> None:
     )
 
 
+def test_make_plan_hands_experiment_and_settings_to_the_script() -> None:
+    done = make("-n", "plan", "EXP=7b", "ARGS=trainer.num_nodes=32 trainer.devices=8")
+    assert done.stdout.splitlines()[-1] == (
+        ".venv/bin/python src/plan.py experiment=7b trainer.num_nodes=32 trainer.devices=8"
+    )
+
+
 def fake_python(path: Path, script: str) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

@@ -123,12 +123,22 @@ def test_overfitting_sees_the_same_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["data.source.root=empty", "data.seq_len=100000000"])
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        ("data.source.root=empty", "data.seq_len=64"),
+        # Longer than all the text, and no longer than this machine can hold.
+        ("data.seq_len=32768", "data.source.root=small"),
+    ],
+)
 def test_data_that_do_not_suit_end_in_one_line_before_training(
-    setting: str, tmp_path: Path
+    setting: str, other: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    arguments = (setting, "extras.print_config=false", "hydra.run.dir=run")
+    for name in ("empty", "small"):
+        (tmp_path / name).mkdir()
+    for number in range(100):
+        (tmp_path / "small" / f"part{number}.py").write_text(f"x = {number}\n" * 20)
+    arguments = (setting, other, "extras.print_config=false", "hydra.run.dir=run")
     done = subprocess.run(
         command("train", *arguments), cwd=tmp_path, capture_output=True, text=True, timeout=120
     )

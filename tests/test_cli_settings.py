@@ -54,7 +54,7 @@ def make_checkpoint(path: Path, age: int = 0) -> Path:
 MISTAKES = {
     "model.config.z_dim=33 model.config.num_heads=2": "model.config.z_dim=33: .*nearest is 32",
     "model.config.chunk_size=0": "model.config.chunk_size=0: must be at least 1",
-    "experiment=7b": "experiment=7b: there is no such experiment; there are debug, tiny",
+    "experiment=70b": "experiment=70b: there is no such experiment; there are 1b, 200m, 7b, debug",
     "ckpt_path=.": "ckpt_path=.: is not a checkpoint",
     "ckpt_path=a-step=7.ckpt": "ckpt_path=a-step=7.ckpt: there is no such file",
     "modle.lr=1": "modle.lr: there is no such setting; --help lists them",
@@ -101,7 +101,12 @@ def test_settings_are_checked_without_torch_and_lightning(name: str, tmp_path: P
 def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
     done = subprocess.run(command("train", "--help"), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
-    for text in ("experiment: debug, tiny", "chunk_size: ", "ckpt_path=last", "-m seed=1,2,3"):
+    for text in (
+        "experiment: 1b, 200m, 7b, debug, tiny",
+        "chunk_size: ",
+        "ckpt_path=last",
+        "-m seed=1,2,3",
+    ):
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -177,7 +182,11 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
         instantiate(cfg.data).setup()
 
 
-def test_rows_longer_than_the_data_are_refused(tmp_path: Path) -> None:
+def test_rows_longer_than_the_data_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A machine that could hold their activations.
+    monkeypatch.setattr("litmegalodon.planning.settings.machine_memory", lambda: 2**60)
     cfg = composed("data.seq_len=100000000", folder=tmp_path)
     check_settings(cfg)
     with pytest.raises(ValueError, match=r"^data\.seq_len=100000000: longer than .*; set "):

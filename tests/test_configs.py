@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+import tokenizer_helpers
 from config_helpers import CONFIGS, composed
 from eval import evaluate
 from litmegalodon.ops import launch
@@ -37,6 +38,15 @@ NEEDED = {
 }
 
 
+# Experiments on prepared corpora, whose tokenizer is a file.
+PREPARED = ("200m", "1b", "7b")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tokenizer_helpers.train(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+
+
 def make_all(cfg: DictConfig) -> tuple[LightningDataModule, LightningModule, Trainer]:
     check_settings(cfg)
     return instantiate(cfg.data), instantiate(cfg.model), make_trainer(cfg)
@@ -49,10 +59,15 @@ def test_the_files_of_all_groups_are_under_test() -> None:
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=str)
 def test_every_config_composes_and_makes_what_it_describes(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    needed = NEEDED.get(str(path), [])
+    # Models are made on the meta device, which holds any.
+    monkeypatch.setattr("litmegalodon.planning.settings.machine_memory", lambda: 2**60)
+    needed = list(NEEDED.get(str(path), []))
+    if path.parent.name == "experiment" and path.stem in PREPARED:
+        # As many processes as share a row, for 7b.
+        needed = [f"data.tokenizer.path={tokenizer}", "trainer.devices=2"]
     cfg = composed(f"{path.parent}={path.stem}", *needed, folder=tmp_path)
     missing = EXTRAS.get(str(path))
     if missing and importlib.util.find_spec(missing) is None:
@@ -76,6 +91,29 @@ def test_a_setting_that_has_to_be_given_is_asked_for(path: str, tmp_path: Path) 
     group, name = path.removesuffix(".yaml").split("/")
     with pytest.raises(ValueError, match=rf"^{re.escape(setting)}=null: must name .*{setting}="):
         check_settings(composed(f"{group}={name}", folder=tmp_path))
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_an_experiment_on_a_prepared_corpus_says_what_to_prepare(
+    name: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("litmegalodon.planning.settings.machine_memory", lambda: 2**60)
+    settings = [f"experiment={name}", "trainer.devices=2", f"data.source.folder={tmp_path}/none"]
+    with pytest.raises(ValueError, match=r"^data\.tokenizer\.path=.*scripts/train_tokenizer\.py$"):
+        missing = f"data.tokenizer.path={tmp_path}/none.model"
+        check_settings(composed(*settings, missing, folder=tmp_path))
+    cfg = composed(*settings, f"data.tokenizer.path={tokenizer}", folder=tmp_path)
+    check_settings(cfg)
+    with pytest.raises(ValueError, match=r"^data\.source\.folder=.*scripts/prepare_corpus\.py"):
+        instantiate(cfg.data).setup()
+
+
+def test_the_plan_config_takes_every_experiment(tmp_path: Path) -> None:
+    for path in sorted((CONFIGS / "experiment").glob("*.yaml")):
+        ours = composed(f"experiment={path.stem}", folder=tmp_path, name="plan")
+        theirs = composed(f"experiment={path.stem}", folder=tmp_path)
+        for name in ("model", "data", "trainer"):
+            assert ours[name] == theirs[name]
 
 
 def test_the_evaluation_config_composes_and_makes_what_it_describes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from config_helpers import composed
 from inference_helpers import byte_model, write_checkpoint
 from litmegalodon.inference.request import check_request
+from litmegalodon.planning.settings import check_plan
 from litmegalodon.utils.command_line import take_texts
 from litmegalodon.utils.settings import check_settings
 from test_cli_settings import make_checkpoint
@@ -32,6 +33,13 @@ def test_its_training_commands_are_valid(arguments, tmp_path):
     # A checkpoint is of an earlier run; tests of resuming have one.
     settings = [a for a in given if not a.startswith(("ckpt_path=", "init_from=", "seed=1,"))]
     check_settings(composed(*settings, folder=tmp_path))
+
+
+def test_its_plans_are_valid(tmp_path):
+    plans = re.findall(r"^    python src/plan\.py (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+    for arguments in plans:
+        check_plan(composed(*shlex.split(arguments), folder=tmp_path, name="plan"))
+    assert plans
 
 
 @pytest.mark.parametrize("arguments", GENERATE)

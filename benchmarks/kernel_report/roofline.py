@@ -5,36 +5,14 @@ others being free. No time here was measured.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from litmegalodon.planning import devices
+from litmegalodon.planning.devices import Device
 
-@dataclass(frozen=True)
-class Device:
-    """A GPU's peaks: bytes a second, and operations a second by kind.
-
-    A multiply-add is two operations. `special` are exponentials, roots and quotients, 16 a clock
-    and multiprocessor (AMD: compute unit); float32 outside products runs on the ordinary units.
-    Products of bfloat16 and TF32 run on tensor cores, dense.
-    """
-
-    name: str
-    bandwidth: float
-    peaks: Mapping[str, float]
-
-
-def _device(name, bandwidth, fp32, fp64, special, bf16, tf32) -> Device:
-    """Terabytes and 10^12 operations a second."""
-    peaks = {"fp32": fp32, "fp64": fp64, "special": special, "dot bf16": bf16, "dot tf32": tf32}
-    return Device(name, bandwidth * 1e12, {kind: peak * 1e12 for kind, peak in peaks.items()})
-
-
-# From the makers' data sheets (SXM boards); `special` from units and clock.
-DEVICES = {
-    "sm_80": _device("A100 80GB", 2.039, 19.5, 9.7, 2.4, 312, 156),
-    "sm_90": _device("H100 80GB", 3.35, 66.9, 33.5, 4.2, 989.4, 494.7),
-    "gfx942": _device("MI300X", 5.3, 163.4, 81.7, 10.2, 1307.4, 653.7),
-}
+# The devices by what their kernels are compiled for.
+DEVICES = {"sm_80": devices.DEVICES["a100"], "sm_90": devices.DEVICES["h100"]}
+DEVICES |= {"gfx942": devices.DEVICES["mi300x"]}
 
 # Bytes of shared memory that one program can have.
 SHARED = {

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 INIT_MODES = ("he", "bert", "xavier", "gaussian", "none")
+# Above this many logits (256 MiB in float32) the loss is computed without holding them all.
+MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 
+from litmegalodon.models.config import MAX_LOGITS
+
 IGNORED = -100
-# Above this many logits (256 MiB in float32) the loss is computed without holding them all.
-MAX_LOGITS = 2**26
 
 
 def sum_of_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.ops.dispatch import triton_refusal
+from litmegalodon.planning.settings import check_memory
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import tame_lightning
 
@@ -22,11 +23,18 @@ def check_device(cfg: DictConfig) -> None:
     """Refuse what this machine can't run, before any data is read.
 
     Raises:
-        ValueError: there is no such accelerator, or the kernels do not run on it.
+        ValueError: there is no such accelerator, the kernels do not run on it, or its memory does
+            not hold the run.
     """
     device = accelerator(cfg.trainer.accelerator)
     if cfg.model.impl == "triton" and (reason := triton_refusal(torch.empty(0, device=device))):
         raise ValueError(f"model.impl=triton: it {reason}")
+    if device == "cuda":
+        devices = cfg.trainer.devices
+        count = len(devices) if OmegaConf.is_list(devices) else devices
+        if count in ("auto", -1):
+            count = torch.cuda.device_count()
+        check_memory(cfg, torch.cuda.get_device_properties(0).total_memory, count)
 
 
 @contextmanager

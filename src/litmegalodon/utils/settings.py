@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.data.packing import CUTTINGS, check_cutting
 from litmegalodon.data.store import OnError
-from litmegalodon.parallel.mesh import resolve
+from litmegalodon.parallel.mesh import Degrees, resolve
+from litmegalodon.planning.settings import check_memory
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.errors import cause
 
@@ -114,6 +115,7 @@ def check_settings(cfg: DictConfig) -> None:
         _check(cfg, name, OmegaConf.is_dict, rule)
     OmegaConf.resolve(cfg)
     check_values(cfg)
+    check_memory(cfg)
     check_data(cfg)
     check_model(cfg)
     check_schedule(cfg)
@@ -190,7 +192,9 @@ def check_processes(cfg: DictConfig) -> None:
             " as [0,2], or auto"
         )
     if is_list or devices not in ("auto", -1):
-        check_batches(cfg, check_mesh(cfg, (len(devices) if is_list else devices) * nodes))
+        processes = (len(devices) if is_list else devices) * nodes
+        degrees = check_mesh(cfg, processes)
+        check_batches(cfg, processes if degrees is None else degrees.readers)
     alone = (devices == 1 or (is_list and len(devices) == 1)) and nodes == 1
     if not HydraConfig.initialized():
         return
@@ -209,15 +213,16 @@ def check_processes(cfg: DictConfig) -> None:
         )
 
 
-def check_mesh(cfg: DictConfig, processes: int) -> int:
-    """How the processes share rows and parameters; returns how many groups read their own rows."""
+def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
+    """How the processes share rows and parameters; None with a strategy of the user's own, whose
+    processes all read their own rows.
+    """
     degrees = [cfg.trainer.strategy.get(name) for name in DEGREES]
     if None in degrees:
-        # A strategy of the user's own, whose processes all read their own rows.
-        return processes
+        return None
     names = ("seq_len", "val_seq_len")
     lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
-    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths).readers
+    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths)
 
 
 def check_batches(cfg: DictConfig, readers: int) -> None:
