@@ -146,6 +146,12 @@ def test_a_file_that_links_match_too_is_read_once_by_its_own_name(tmp_path):
     assert names_of(FilesSource(f"{tmp_path}/links")) == ["1.jsonl"]
 
 
+def test_a_link_of_a_format_to_a_file_of_none_is_read(tmp_path):
+    tree(tmp_path, "blobs/0123")
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "blobs" / "0123")
+    assert names_of(FilesSource(str(tmp_path))) == ["a.jsonl"]
+
+
 def test_hidden_files_of_a_folder_are_counted(tmp_path):
     tree(tmp_path, "a.jsonl", ".b.jsonl", ".git/c/d.jsonl", "e/.f.jsonl")
     (tmp_path / ".gone").symlink_to(tmp_path / "nowhere")

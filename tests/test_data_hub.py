@@ -164,6 +164,19 @@ def test_what_cannot_be_read_is_left_out_and_named(lines, number, reason, tmp_pa
 
 
 @pytest.mark.parametrize("reader", READERS)
+def test_parts_of_a_shard_are_all_of_it_and_each_tells_where_it_breaks_off(reader, tmp_path):
+    files = written(tmp_path, reader, [70])
+    [shard] = HubSource(reader, data_files=files, validation_fraction=0.1).shards("train")
+    parts = [list(shard.in_part(i, 3).documents()) for i in range(3)]
+    given = sorted((item for part in parts for item in part), key=lambda item: item[0])
+    assert given == list(shard.documents())
+    (tmp_path / f"0{READERS[reader]}").unlink()
+    for i in range(3):
+        [(_, bad)] = shard.in_part(i, 3).documents()
+        assert bad.error and "cannot be read, nor what follows: " in bad.reason
+
+
+@pytest.mark.parametrize("reader", READERS)
 def test_a_file_that_vanishes_is_left_out_as_an_error(reader, tmp_path):
     files = written(tmp_path, reader, [3, 3])
     shards = HubSource(reader, data_files=files, validation_fraction=1e-9).shards("train")

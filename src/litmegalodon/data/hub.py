@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ Numbers = range | frozenset[int]
 class HubShard:
     """One of the data set's own shards, a file most often, or the part of it in a split.
 
-    `only` are the numbers of the records to give, None for all except those of `but`.
+    `only` are the numbers of the records to give, None for all except those of `but`; of these
+    `part` (i, n) gives the ones alone that have the remainder i by n.
     """
 
     name: str
@@ -46,6 +47,14 @@ class HubShard:
     columns: Columns
     only: Numbers | None = None
     but: Numbers = range(0)
+    part: tuple[int, int] = (0, 1)
+
+    def in_part(self, part: int, parts: int) -> "HubShard":
+        """The same records, of which no more is taken out of Arrow's tables than the part's.
+
+        That reading broke off is told in every part: it may have gone on in the others.
+        """
+        return replace(self, part=(part, parts))
 
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document | LeftOut]]:
         """Records before `first` are read, and not taken out of Arrow's tables."""
@@ -55,6 +64,7 @@ class HubShard:
         if end is not None and first >= end:
             return
         number = first
+        part, parts = self.part
         batches = self._batches(first)
         while True:
             try:
@@ -69,11 +79,13 @@ class HubShard:
             schema = batch.schema
             reason = self.columns.missing_from(schema.names) or no_text(schema, self.columns)
             if reason is not None:
-                yield number, LeftOut(self.where, f"cannot be read: {reason}")
+                if number % parts == part:
+                    yield number, LeftOut(self.where, f"cannot be read: {reason}")
                 return
             texts = texts_of(batch, self.columns)
             for i in range(len(batch)):
-                if number not in self.but if self.only is None else number in self.only:
+                held = number not in self.but if self.only is None else number in self.only
+                if held and number % parts == part:
                     values = [column[i].as_py() for column in texts]
                     where = f"{self.where}, record {number + 1}"
                     name = f"{self.name}:{number + 1}"

@@ -56,11 +56,10 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
             matched[setting] |= {os.path.abspath(path): path for path in paths}
     folder = os.path.commonpath(bases)
     for path in hidden.difference(*matched.values()):
-        # A link that leads nowhere is no less hidden.
-        listing.leave_out("hidden", os.lstat(path).st_size)
+        listing.leave_out("hidden", _size(path))
     for setting, by_absolute in matched.items():
         files = []
-        read_by = _by_real_path(by_absolute)
+        again = _met_again(by_absolute)
         for absolute, path in by_absolute.items():
             status = _status(setting, path)
             size = status.st_size
@@ -69,7 +68,7 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
             # Opening a pipe would wait for whoever writes to it.
             if file.format is None or not stat.S_ISREG(status.st_mode):
                 listing.leave_out(_ending(path), size)
-            elif read_by[os.path.realpath(path)] != absolute:
+            elif absolute in again:
                 listing.leave_out("link to a file that is read", size)
             else:
                 files.append(file)
@@ -77,14 +76,16 @@ def list_files(patterns: Mapping[str, Sequence[str]], root: str | None) -> Listi
     return listing
 
 
-def _by_real_path(absolute: Iterable[str]) -> dict[str, str]:
-    """For each file that paths lead to the one to read it by: its own before links, by name."""
+def _met_again(absolute: Iterable[str]) -> set[str]:
+    """Paths to files that another path leads to: its own, if it is of a format, or the first."""
+    # What a link of a format leads to may itself be of none, as in caches of downloads.
+    paths = [path for path in absolute if CorpusFile("", path, 0).format is not None]
+    real = {path: os.path.realpath(path) for path in paths}
     links_first = sorted(
-        absolute,
-        key=lambda path: (os.path.islink(path), path != os.path.realpath(path), path),
-        reverse=True,
+        paths, key=lambda path: (os.path.islink(path), path != real[path], path), reverse=True
     )
-    return {os.path.realpath(path): path for path in links_first}
+    read = {real[path]: path for path in links_first}
+    return {path for path in paths if read[real[path]] != path}
 
 
 def _files(setting: str, found: Sequence[str], hidden: set[str]) -> Iterator[str]:
@@ -152,6 +153,14 @@ def _base(pattern: str) -> str:
     parts = path.split(os.sep)
     plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return os.sep.join(parts[:plain]) or os.sep
+
+
+def _size(path: str) -> int:
+    """Of a file, or of a link itself; 0 where it is gone by now."""
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def _status(setting: str, path: str) -> os.stat_result:

@@ -212,7 +212,7 @@ def _documents(shards: Iterable[Shard], unit: Unit) -> Iterator[Document | LeftO
     What the system refuses while reading is not taken for the output's.
     """
     for shard in shards:
-        # Files parse no more than is asked for, and in every part tell where they changed.
+        # Such shards parse no more than is asked for, and tell in every part where reading failed.
         shared_out = hasattr(shard, "in_part")
         if shared_out:
             shard = shard.in_part(unit.part, unit.parts)
