@@ -80,8 +80,7 @@ class Opening:
         for shard in shards:
             for _, item in shard.documents():
                 if isinstance(item, LeftOut):
-                    self.on_error(item)
-                    self.left_out += 1
+                    self.left_out += self.on_error(item)
                     continue
                 self._size += len(item.prompt) + len(item.text)
                 if self._size > self.limit * GIB:

@@ -28,12 +28,14 @@ class Document:
 class LeftOut:
     """A place in a source that gives no document: where, as a user finds it, and why.
 
-    An `error` ends the run unless data.on_error=skip; all are counted.
+    An `error` ends the run unless data.on_error=skip; all are counted, but for what is told
+    `again`: of a file that is read for both splits one counts it.
     """
 
     where: str
     reason: str
     error: bool = True
+    again: bool = False
 
 
 class Shard(Protocol):

@@ -77,10 +77,10 @@ class Work:
             writer = TokenWriter(file, self.tokenizer)
             for item in _documents(shards, unit):
                 if isinstance(item, LeftOut):
-                    on_error(item)
-                    left_out["places"] += 1
-                    left_out["errors"] += item.error
-                    if len(left_out["examples"]) < EXAMPLES:
+                    counted = on_error(item)
+                    left_out["places"] += counted
+                    left_out["errors"] += counted * item.error
+                    if counted and len(left_out["examples"]) < EXAMPLES:
                         left_out["examples"].append(f"{item.where}: {item.reason}")
                 else:
                     writer.add(item)

@@ -98,7 +98,7 @@ def documents(
 
     `part` (i, n) gives those numbers alone that have the remainder i by n. A LeftOut stands for a
     record that cannot be read, or as the last one for all that follow. What is so for whoever reads
-    the file, as that it is empty or breaks off, is given in one part and with `tells_of_file` only;
+    the file, as that it is empty or breaks off, counts in one part and with `tells_of_file` only;
     that it changed or cannot be opened now in all. Lines and groups of rows before `first`, and
     lines that are not wanted, are not parsed.
     """
@@ -128,9 +128,10 @@ def documents(
             yield from _lines(file, columns, first, chosen, place)
     except (OSError, pa.ArrowException, _UnreadableError) as error:
         # One before `first` was given to whoever read that far.
-        told = _of_this_moment(error) or (tells_of_file and in_part(place.number))
-        if told and place.number >= first:
-            yield place.number, _broken_off(file, place, error)
+        counts = _of_this_moment(error) or (tells_of_file and in_part(place.number))
+        if place.number >= first:
+            item = _broken_off(file, place, error)
+            yield place.number, replace(item, again=not counts)
 
 
 def _of_this_moment(error: Exception) -> bool:

@@ -123,14 +123,20 @@ class OnError:
         self.choice = choice
         self._said = 0
 
-    def __call__(self, item: LeftOut) -> None:
-        """Note a place that is left out; ValueError where it is an error and these stop the run."""
+    def __call__(self, item: LeftOut) -> int:
+        """Note a place that is left out; how many to count it as, 1, or 0 where it was told before.
+
+        ValueError where it is an error and these stop the run.
+        """
         if item.error and self.choice == "raise":
             raise ValueError(
                 f"{item.where}: {item.reason}; mend it, or leave out and count such places with"
                 " data.on_error=skip"
             )
+        if item.again:
+            return 0
         self._said += 1
         if item.error and self._said <= self.SAID:
             more = "; further ones are only counted" if self._said == self.SAID else ""
             print(f"data: left out {item.where}: {item.reason}{more}", flush=True)
+        return 1

@@ -150,8 +150,7 @@ class ShardReader:
                 if isinstance(item, LeftOut):
                     # Of the slots that pass over it, the one whose turn it is counts it.
                     if own:
-                        self.on_error(item)
-                        left_out += 1
+                        left_out += self.on_error(item)
                     continue
                 if own:
                     fruitful = True

@@ -60,6 +60,8 @@ def survey(source: Source, tokenizer: Tokenizer, split: str, limit: int | None) 
         )
         for item in items:
             if isinstance(item, LeftOut):
+                if item.again:
+                    continue
                 found.left_out += 1
                 found.errors += item.error
                 if item.error and len(found.named) < NAMED:

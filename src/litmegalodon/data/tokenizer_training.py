@@ -69,8 +69,7 @@ class TrainingText:
         end = self.bytes + budget
         for _, document in shard.documents():
             if isinstance(document, LeftOut):
-                self._on_error(document)
-                self.left_out += 1
+                self.left_out += self._on_error(document)
                 continue
             self.documents += 1
             # Through pieces, since a document may be large.
