@@ -1,6 +1,7 @@
 """What all tests share: the project's folder for Hydra, Triton's interpreter, no skip unnoticed."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ import torch
 # Without a GPU the kernels run in Triton's interpreter, which it decides at its import.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and that is inherited: runs that are
+# interrupted in tests would go on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
