@@ -16,6 +16,10 @@ CKPT ?=
 PROMPT ?=
 ARGS ?=
 
+# A file's tests stay together: they share what is slow to set up. One thread each, or they wait for one another.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 help: ## Print this list
 	@echo "usage: make TARGET [EXP=name] [ARGS=\"key=value ...\"] [PYTHON=python3.11] [TORCH_INDEX=url]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,11 +59,11 @@ bench: $(STAMP) ## Time a training step and the operators on the CPU; ARGS="--on
 kernels: $(STAMP) ## Compile the GPU kernels without a GPU: registers, bytes, rooflines
 	$(BIN)/python benchmarks/kernels.py $(ARGS)
 
-test: $(STAMP) ## Run the quick tests
-	$(BIN)/python -m pytest -m "not slow" -rs $(ARGS)
+test: $(STAMP) ## Run the quick tests, in WORKERS=2 processes
+	$(PYTEST) -m "not slow" -rs $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests: several processes, whole runs
-	$(BIN)/python -m pytest -m slow -rs $(ARGS)
+	$(PYTEST) -m slow -rs $(ARGS)
 
 test-all: test test-slow ## Run both
 
