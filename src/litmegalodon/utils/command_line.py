@@ -16,6 +16,8 @@ PATHS = (
     "save_state",
     "data.source.folder",
     "data.tokenizer.path",
+    "evaluation.prompts",
+    "harness.include_path",
 )
 UNQUOTED = re.compile(r"[\w\-./\\+%*@?|:]*")
 

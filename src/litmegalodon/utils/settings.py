@@ -44,6 +44,11 @@ WHOLE_NUMBERS_AT_LEAST = {
     "vocab_size": 1,
     "max_bytes": 1,
     "max_held_out_bytes": 1,
+    "harness.limit": 1,
+    "harness.batch_size": 1,
+    "harness.piece_tokens": 1,
+    "harness.max_gen_toks": 1,
+    "harness.bootstrap_iters": 0,
     **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
@@ -52,6 +57,7 @@ MAY_BE_NULL = {
     "trainer.gradient_clip_val",
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
+    "harness.limit",
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
@@ -74,6 +80,7 @@ CHOICES = {
     "trainer.precision": ("32-true", "bf16-mixed"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("float32", "bfloat16", "float64"),
+    "harness.dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
     "model_type": ("bpe", "unigram"),
 }
@@ -99,6 +106,7 @@ FLAGS = (
     "extras.print_config",
     "extras.tracebacks",
     "overwrite",
+    "harness.log_samples",
 )
 
 
