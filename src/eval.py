@@ -69,7 +69,15 @@ def validate(cfg: DictConfig, examiner: Any) -> Metrics:
 def examine(cfg: DictConfig, trainer: "Trainer", model: Any, examiner: Any, loader: Any) -> Metrics:
     """The metrics of an examiner, which writes its tables itself."""
     model.examiner = examiner
-    trainer.test(model, dataloaders=loader, ckpt_path=cfg.ckpt_path, verbose=False)
+    try:
+        trainer.test(model, dataloaders=loader, ckpt_path=cfg.ckpt_path, verbose=False)
+    except SystemExit:
+        # Lightning's answer to Ctrl-C.
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt(
+            "interrupted: tables are written at the end, there is none"
+        ) from None
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+CHUNK = {"color": "crimson", "linestyle": "--", "linewidth": 1.4, "label": "a chunk"}
+
 
 def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Draw loss against position, both ends of a bucket joined, one curve a context length."""
@@ -27,10 +29,13 @@ def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     figure.savefig(path, dpi=150)
 
 
-def draw_recall(path: Path, accuracy: Mapping[tuple[str, int, int], float], samples: int) -> None:
+def draw_recall(
+    path: Path, accuracy: Mapping[tuple[str, int, int], float], samples: int, chunk_bytes: float
+) -> None:
     """Draw a heat map a task, accuracy by (task, length, distance), lengths and distances in bytes.
 
-    Cells whose distance does not fit the length are empty.
+    Cells whose distance does not fit the length are empty. A line stands before the distances of
+    more than `chunk_bytes`, the bytes of a chunk, which attention alone does not reach.
     """
     tasks = list(dict.fromkeys(task for task, _, _ in accuracy))
     lengths = sorted({length for _, length, _ in accuracy})
@@ -48,11 +53,16 @@ def draw_recall(path: Path, accuracy: Mapping[tuple[str, int, int], float], samp
                     text = f"{value:.2f}"
                     axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
         axes.set_title(task)
+        within = sum(distance <= chunk_bytes for distance in distances)
+        if 0 < within < len(distances):
+            axes.axvline(within - 0.5, **CHUNK)
         axes.set_xticks(range(len(distances)), [_short(d) for d in distances], fontsize=8)
         axes.set_xlabel("distance to what is asked for, bytes")
     panels[0].set_yticks(range(len(lengths)), [_short(n) for n in lengths], fontsize=8)
     panels[0].set_ylabel("length of the text, bytes")
-    figure.colorbar(image, ax=list(panels), label=f"right answers of {samples}", shrink=0.9)
+    if panels[0].lines:
+        panels[0].legend(loc="lower right", fontsize=8)
+    figure.colorbar(image, ax=list(panels), label=f"right answers of {samples}", pad=0.01)
     figure.savefig(path, dpi=150)
 
 

@@ -6,10 +6,13 @@ Results are written after every task, so that what is finished survives an inter
 import json
 import logging
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from litmegalodon.utils.printing import say, short_path
 
@@ -43,17 +46,18 @@ class Harness:
         reported: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
     ) -> None:
-        from lm_eval.tasks import TaskManager
-
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.path, self.seed = Path(dirpath) / FILE, seed
         self.num_fewshot, self.limit = num_fewshot, limit
         self.bootstrap_iters, self.log_samples = bootstrap_iters, log_samples
         self.reported = reported or {}
-        manager = TaskManager(include_path=include_path)
+        for task in tasks:
+            if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
+                raise ValueError(f"harness.tasks=[{task}]: there is no such file")
+        manager = _manager(tasks, include_path)
         for task in tasks:
             _check_known(task, manager.all_tasks, include_path)
-        # By the name that was asked for: what `simple_evaluate` takes for it.
+        # By the name that was asked for: its tasks and groups.
         self.tasks = {task: _load(task, manager.load) for task in tasks}
 
     def run(self, model: Any) -> dict[str, float]:
@@ -66,9 +70,9 @@ class Harness:
 
         found: dict[str, Any] = {"complete": False, "finished": []}
         self._write(found)
-        for name, task in self.tasks.items():
+        for name, loaded in self.tasks.items():
             try:
-                results = self._ask(model, task, name)
+                results = self._ask(model, loaded, name)
             except KeyboardInterrupt:
                 finished = ", ".join(found["finished"]) or "no task"
                 raise KeyboardInterrupt(
@@ -84,7 +88,7 @@ class Harness:
             say(make_table(results) + (make_table(results, "groups") if results["groups"] else ""))
         found["complete"] = True
         self._write(found)
-        self._compare(found["results"])
+        self._compare(found["results"] | found["groups"])
         return {
             f"{task}/{metric.removesuffix(',none')}": value
             for task, metrics in found["results"].items()
@@ -92,29 +96,31 @@ class Harness:
             if isinstance(value, float)
         }
 
-    def _ask(self, model: Any, task: list[Any], name: str) -> dict[str, Any]:
-        from lm_eval import simple_evaluate
+    def _ask(self, model: Any, loaded: Any, name: str) -> dict[str, Any]:
+        from lm_eval.evaluator import evaluate
 
         shots = self.num_fewshot
         if isinstance(shots, Mapping):
             shots = shots.get(name)
-        results = simple_evaluate(
+        for part, task in loaded["tasks"].items():
+            own = task.get_config("num_fewshot")
+            if shots and own == 0:
+                # As in the harness: such a task has no solved examples to show.
+                say(f"{part}: is 0-shot by its task file; harness.num_fewshot has no effect on it")
+            else:
+                number = own if shots is None else shots
+                task.set_config(key="num_fewshot", value=number or 0)
+            task.set_fewshot_seed(seed=self.seed)
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        results = evaluate(
             model,
-            tasks=task,
-            num_fewshot=shots,
+            loaded,
             limit=self.limit,
             bootstrap_iters=self.bootstrap_iters,
             log_samples=self.log_samples,
-            random_seed=self.seed,
-            numpy_random_seed=self.seed,
-            torch_random_seed=self.seed,
-            fewshot_random_seed=self.seed,
         )
-        results.setdefault("groups", {})
-        for part, number in results["n-shot"].items():
-            if shots is not None and number != shots:
-                say(f"{part}: is {number}-shot by its task file; num_fewshot has no effect on it")
-        return results
+        return {"groups": {}, **results}
 
     def _write(self, found: Mapping[str, Any]) -> None:
         from lm_eval.utils import handle_non_serializable
@@ -138,13 +144,21 @@ class Harness:
             say(f"{task} {metric or ''}: {ours}; reported: {told}")
 
 
+def _manager(tasks: Sequence[str], include_path: str | None) -> Any:
+    """What finds tasks: among a user's own, which are few, if all are there, else everywhere."""
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_path=include_path, include_defaults=False)
+    # A group may consist of tasks from elsewhere.
+    known = {*own.all_tasks} - {*own.all_groups}
+    if all(task in known or Path(task).is_file() for task in tasks):
+        return own
+    return TaskManager(include_path=include_path)
+
+
 def _check_known(task: str, known: Sequence[str], include_path: str | None) -> None:
-    if task in known:
+    if task in known or Path(task).is_file():
         return
-    if task.endswith((".yaml", ".yml")):
-        if Path(task).is_file():
-            return
-        raise ValueError(f"harness.tasks=[{task}]: there is no such file")
     near = get_close_matches(task, known, 3, 0.4)
     where = f" nor in harness.include_path={include_path}" if include_path else ""
     hint = f"; near it are {', '.join(near)}" if near else "; `lm-eval ls tasks` lists them"
@@ -153,14 +167,12 @@ def _check_known(task: str, known: Sequence[str], include_path: str | None) -> N
     )
 
 
-def _load(task: str, load: Callable[[list[str]], Any]) -> list[Any]:
+def _load(task: str, load: Callable[[list[str]], Any]) -> Any:
     try:
-        loaded = load([task])
+        return load([task])
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"harness.tasks=[{task}]: can't be loaded ({said[:300]}); data sets of the Hub are"
             " fetched once with a connection, a task file of your own names local files"
         ) from error
-    groups = loaded.get("groups") or {}
-    return [groups[task]] if task in groups else list(loaded["tasks"].values())

@@ -77,6 +77,12 @@ class HarnessModel(TemplateLM):
         """A text's tokens without BOS, which `_opened` puts before."""
         return self._tokenizer.encode(string.encode()).tolist()
 
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations in nats, and whether greedy decoding writes them."""
+        return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from litmegalodon.data.store import IGNORED
+from litmegalodon.data.synthetic import question
 from litmegalodon.data.tokenizer import Tokenizer
 from litmegalodon.evaluation.drawing import draw_recall
 from litmegalodon.evaluation.question_batches import (
@@ -110,7 +111,8 @@ class Recall(nn.Module):
         check_whole(1, lengths=list(lengths or []), distances=list(distances or []))
         check_whole(0, seed=seed)
         self.dirpath, self.tasks = Path(dirpath), list(dict.fromkeys(tasks))
-        self.samples, self.seed, self.batch_size, self.piece = samples, seed, batch_size, piece
+        self.samples, self.seed, self.chunk_size = samples, seed, chunk_size
+        self.batch_size, self.piece = batch_size, piece
         sizes = sorted({*(lengths or default_lengths(chunk_size))})
         self.cells = cells_of(
             self.tasks, sizes, None if distances is None else sorted({*distances})
@@ -119,6 +121,9 @@ class Recall(nn.Module):
 
     def loader(self, tokenizer: Tokenizer, trainer: Trainer) -> DataLoader:
         """The questions, each process its share."""
+        cell = self.cells[-1]
+        text = b"".join(question(cell.task, cell.length, cell.distance))
+        self.chunk_bytes = self.chunk_size * len(text) / len(tokenizer.encode(text))
         batches = QuestionBatches(
             self.cells,
             self.samples,
@@ -159,7 +164,7 @@ class Recall(nn.Module):
                 (cell.task, cell.length, cell.distance): value
                 for cell, value in zip(self.cells, right.tolist(), strict=True)
             }
-            draw_recall(self.dirpath / "recall.png", found, self.samples)
+            draw_recall(self.dirpath / "recall.png", found, self.samples, self.chunk_bytes)
         return {
             f"recall/{name}": right[[c.task == name for c in self.cells]].mean()
             for name in self.tasks
