@@ -131,11 +131,11 @@ class Files(nn.Module):
 
     def results(self, is_main: bool) -> dict[str, Tensor]:
         """Write the table and the texts; the metrics of all files together by name."""
-        nll, tokens = self.loss.compute()
         if is_main and self.prompts is not None:
             (self.dirpath / (TEXTS + PARTIAL)).rename(self.dirpath / TEXTS)
         if not self.paths:
             return {}
+        nll, tokens = self.loss.compute()
         rows = [
             _row(file.path, file.store.num_documents, file.store.num_bytes, file.words, *sums)
             for file, *sums in zip(self.files, nll.tolist(), tokens.tolist(), strict=True)
