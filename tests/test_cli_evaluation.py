@@ -13,6 +13,7 @@ from config_helpers import composed
 from eval import evaluate
 from litmegalodon.evaluation import Files, Recall
 from litmegalodon.inference import load_model
+from litmegalodon.utils.command_line import quote_path
 from litmegalodon.utils.saved_settings import adopt_settings
 from litmegalodon.utils.settings import check_settings
 from runs import last_checkpoint, run
@@ -83,8 +84,7 @@ def test_two_processes_ask_what_one_does_of_a_model_trained_on_made_texts(traine
         cwd=tmp_path,
     )  # fmt: skip
     model, tokenizer = load_model(trained, "cpu")
-    seed = 1
-    one = Recall(str(tmp_path / "one"), lengths=[64, 128], chunk_size=16, seed=seed, **settings)
+    one = Recall(str(tmp_path / "one"), lengths=[64, 128], seed=1, **settings)
     for batch in one.loader(tokenizer, ALONE):
         one.read(model, batch)
     one.results(is_main=True)
@@ -94,7 +94,7 @@ def test_two_processes_ask_what_one_does_of_a_model_trained_on_made_texts(traine
 def test_ctrl_c_leaves_no_table(trained, tmp_path, monkeypatch):
     overrides = [f"ckpt_path={trained}", "evaluation=recall", "evaluation.lengths=[64]"]
     cfg = composed(*overrides, folder=tmp_path, name="eval")
-    adopt_settings(cfg, overrides)
+    adopt_settings(cfg, list(map(quote_path, overrides)))
     check_settings(cfg)
 
     def interrupted(*arguments):

@@ -188,7 +188,8 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
     assert make_trainer(cfg).val_check_interval == interval
 
 
-# Experiments, debug modes and variants of the trainer and the harness hold differences from what is explained here.
+# Experiments, debug modes and variants of trainer and harness hold differences from what is
+# explained here.
 SETTINGS_FILES = [*CONFIGS.glob("*.yaml")] + [
     CONFIGS / path
     for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("data/*/*.yaml"))]

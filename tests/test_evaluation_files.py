@@ -85,6 +85,13 @@ def test_the_table_is_of_every_token_of_every_document(model, folder, batch_size
     assert metrics["files/perplexity"] == pytest.approx(float(rows[-1]["perplexity"]))
 
 
+def test_one_file_is_its_own_total(model, folder):
+    examined(model, folder, paths=["b.txt"]).results(is_main=True)
+    one, total = csv.reader((folder / "out" / "files.csv").read_text().splitlines()[1:])
+    assert (one[0], total[0]) == ("b.txt", "total")
+    assert one[1:] == total[1:]
+
+
 def test_ranks_make_the_same_calls_and_read_every_document_once(model, folder):
     settings = {"paths": ["a.jsonl.gz", "b.txt"], "batch_size": 1, "piece": 16}
     whole = examined(model, folder, **settings).loss

@@ -79,6 +79,13 @@ def test_every_cell_counts_its_right_answers(piece, tmp_path):
     assert (tmp_path / "new" / "recall.png").stat().st_size > 0
 
 
+def test_one_cell_is_a_table_too(tmp_path):
+    exam = Recall(str(tmp_path), tasks=["recall"], lengths=[64], distances=[32], samples=2)
+    metrics = examined(exam, Knowing(exam)).results(is_main=True)
+    assert metrics == {"recall/recall": 0.5}
+    assert len((tmp_path / "recall.csv").read_text().splitlines()) == 2
+
+
 def test_an_answer_is_right_where_greedy_decoding_writes_it(tmp_path):
     model: Megalodon = byte_model(torch.float32)
     exam = Recall(str(tmp_path), samples=6, batch_size=4, piece=16, **CELLS)

@@ -135,7 +135,8 @@ class Files(nn.Module):
             (self.dirpath / (TEXTS + PARTIAL)).rename(self.dirpath / TEXTS)
         if not self.paths:
             return {}
-        nll, tokens = self.loss.compute()
+        # torchmetrics gives the value of a single file without its dimension.
+        nll, tokens = torch.atleast_1d(*self.loss.compute())
         rows = [
             _row(file.path, file.store.num_documents, file.store.num_bytes, file.words, *sums)
             for file, *sums in zip(self.files, nll.tolist(), tokens.tolist(), strict=True)

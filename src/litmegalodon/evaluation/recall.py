@@ -149,7 +149,8 @@ class Recall(nn.Module):
 
     def results(self, is_main: bool) -> dict[str, Tensor]:
         """Write the table and the picture; each task's mean accuracy by name."""
-        asked, right, tokens = self.answers.compute()
+        # torchmetrics gives the value of a single cell without its dimension.
+        asked, right, tokens = torch.atleast_1d(*self.answers.compute())
         error = (right * (1 - right) / asked).sqrt()
         if is_main:
             self.dirpath.mkdir(parents=True, exist_ok=True)
