@@ -27,6 +27,7 @@ def trained(tmp_path_factory) -> Path:
     """A checkpoint of a model that was trained on made texts."""
     folder = tmp_path_factory.mktemp("trained")
     settings = ("data=synthetic", "data.source.task=recall", "data.source.length=60")
+    settings += ("data.source.val_documents=37",)
     run(
         "train", "experiment=debug", *settings, "trainer.max_steps=5", "callbacks.report=null",
         "extras.print_config=false", f"hydra.run.dir={folder}", cwd=folder,
@@ -91,8 +92,27 @@ def test_two_processes_ask_what_one_does_of_a_model_trained_on_made_texts(traine
     assert_close(table(tmp_path / "two" / "recall.csv"), table(tmp_path / "one" / "recall.csv"))
 
 
+def test_two_processes_validate_and_read_by_position_as_one_does(trained, tmp_path):
+    # The last batch of rows is smaller than the others, and one process has a document more.
+    overrides = (
+        f"ckpt_path={trained}", "evaluation=context", "evaluation.contexts=[1]",
+        "data.val_batch_size=8", "trainer.limit_val_batches=1.0",
+        "evaluation.piece=1",
+    )  # fmt: skip
+    more = ("trainer.devices=2", "extras.print_config=false", "hydra.run.dir=two")
+    done = run("eval", *overrides, *more, cwd=tmp_path)
+    cfg = composed(*overrides, folder=tmp_path, name="eval")
+    adopt_settings(cfg, list(map(quote_path, overrides)))
+    check_settings(cfg)
+    for name, value in evaluate(cfg).items():
+        said = re.search(rf"^{name} +(\S+)$", done.stdout, re.MULTILINE)[1]
+        expected = value if isinstance(value, str) else format(value, ".6g")
+        assert said == expected or float(said) == pytest.approx(value, rel=1e-5), name
+    assert_close(table(tmp_path / "two" / "context.csv"), table(tmp_path / "run" / "context.csv"))
+
+
 def test_ctrl_c_leaves_no_table(trained, tmp_path, monkeypatch):
-    overrides = [f"ckpt_path={trained}", "evaluation=recall", "evaluation.lengths=[64]"]
+    overrides = [f"ckpt_path={trained}", "evaluation=recall", "evaluation.lengths=[128]"]
     cfg = composed(*overrides, folder=tmp_path, name="eval")
     adopt_settings(cfg, list(map(quote_path, overrides)))
     check_settings(cfg)

@@ -135,7 +135,11 @@ def test_settings_out_of_range_are_named():
         ({"tasks": []}, r"evaluation\.tasks=\[\]: give one"),
         ({"samples": 0}, r"evaluation\.samples=0: must be a whole number, at least 1"),
         ({"lengths": [64, 1.5]}, r"evaluation\.lengths=1\.5: must be a whole number"),
-        ({"lengths": [64], "distances": [64]}, r"evaluation\.distances=\[64\]: none fits"),
+        ({"lengths": [64], "distances": [64]}, r"evaluation\.distances=\[64\]: none fits recall"),
+        (
+            {"lengths": [64]},
+            r"evaluation\.distances=null: none fits passkey .* at least 85, a dist",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             Recall("unused", **settings)

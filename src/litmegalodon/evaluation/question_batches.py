@@ -55,24 +55,27 @@ def cells_of(
     """Tasks at all lengths and those distances that fit them; None: powers of two.
 
     Raises:
-        ValueError: nothing fits.
+        ValueError: nothing fits a task.
     """
     found = []
     for name in tasks:
-        task = TASKS[name]
+        task, fitting = TASKS[name], []
         assert task.nearest is not None and task.farthest is not None
         for length in lengths:
             if length < task.least_length:
                 continue
             low, high = task.nearest(length), task.farthest(length)
             wanted = _powers(1, high) if distances is None else distances
-            found += [Cell(name, length, d) for d in wanted if low <= d <= high]
-    if not found:
-        raise ValueError(
-            f"evaluation.distances={distances}: none fits a text of evaluation.lengths="
-            f"{list(lengths)}; a distance is shorter than the text, passkey's at least"
-            f" {TASKS['passkey'].nearest(0)} bytes"
-        )
+            fitting += [Cell(name, length, d) for d in wanted if low <= d <= high]
+        if not fitting:
+            least = task.least_length
+            asked = "null" if distances is None else list(distances)
+            raise ValueError(
+                f"evaluation.distances={asked}: none fits {name} in texts of evaluation.lengths="
+                f"{list(lengths)} bytes; a text has at least {least}, a distance at least"
+                f" {task.nearest(least)}, and less than the text"
+            )
+        found += fitting
     return found
 
 
