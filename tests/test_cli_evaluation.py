@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from config_helpers import composed
 from eval import evaluate
@@ -129,6 +130,17 @@ def test_ctrl_c_leaves_no_table(trained, tmp_path, monkeypatch):
         # Lightning has ignored it while it shut down.
         signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.rglob("recall.*"))
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(trained, tmp_path):
+    cfg = composed("evaluation=recall", f"ckpt_path={trained}", folder=tmp_path, name="eval")
+    other = {"_target_": "types.SimpleNamespace", "fingerprint": "other"}
+    OmegaConf.update(cfg, "data.tokenizer", other, merge=False)
+    message = r"^data\.tokenizer\.fingerprint=other: the checkpoint was trained with bytes"
+    for tasks in ([], ["toy"]):
+        cfg.harness.tasks = tasks
+        with pytest.raises(ValueError, match=message):
+            evaluate(cfg)
 
 
 def test_the_harness_is_asked_from_the_command_line(trained, tmp_path):
