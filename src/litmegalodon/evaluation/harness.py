@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from litmegalodon.utils.printing import say, short_path
@@ -47,6 +49,8 @@ class Harness:
         seed: int = 0,
     ) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         self.path, self.seed = Path(dirpath) / FILE, seed
         self.num_fewshot, self.limit = num_fewshot, limit
         self.bootstrap_iters, self.log_samples = bootstrap_iters, log_samples
