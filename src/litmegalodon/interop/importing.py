@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +124,7 @@ def write_checkpoint(
         "global_step": 0,
         "epoch": 0,
         "tokens": 0,
+        "pytorch-lightning_version": version("lightning"),
         # Whoever goes on with the weights has to have the same ids.
         TextDataModule.__qualname__: {"tokenizer.fingerprint": tokenizer.fingerprint},
         "imported": dict(origin),
