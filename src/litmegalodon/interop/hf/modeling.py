@@ -83,15 +83,20 @@ class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
             block.activation_checkpointing = False
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Fill what no file has filled, all at once: parameters are initialised by their names."""
-        if module is not self:
+        """Fill those of a module's own parameters that no file has filled, by their names."""
+        fresh = [
+            parameter
+            for parameter in module.parameters(recurse=False)
+            if not (getattr(parameter, "_is_hf_initialized", False) or parameter.is_meta)
+        ]
+        if not fresh:
             return
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         seed = int(torch.randint(2**62, ()))
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if getattr(parameter, "_is_hf_initialized", False) or parameter.is_meta:
-                    continue
-                value = initial_value(name, tuple(parameter.shape), self.model.config, seed)
+            for parameter in fresh:
+                name, shape = names[id(parameter)], tuple(parameter.shape)
+                value = initial_value(name, shape, self.model.config, seed)
                 if value is not None:
                     parameter.copy_(value)
 
