@@ -21,6 +21,7 @@ from litmegalodon.inference import load_model
 from litmegalodon.interop import exporting
 from litmegalodon.interop.exporting import FORMATS, export
 from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.utils import checkpoints
 from tokenizer_helpers import train as train_tokenizer
 
 
@@ -132,6 +133,25 @@ def test_bfloat16_is_for_matrices_only(model, checkpoint, tmp_path):
         wide = re.search(r"cema|norm", name) is not None
         assert found[name].dtype == (torch.float32 if wide else torch.bfloat16), name
         assert torch.equal(found[name], value.to(found[name].dtype)), name
+
+
+def test_a_rounded_export_comes_back_as_the_rounded_model(checkpoint, tmp_path):
+    wanted, _ = load_model(checkpoint, dtype="bfloat16")
+    for format, source in SOURCE.items():
+        export(checkpoint, tmp_path / format, format, "bfloat16")
+        again = import_checkpoint(
+            composed_import(source, tmp_path / format, tmp_path / f"{format}-again")
+        )
+        assert_same_weights(load_model(again)[0], wanted.float())
+        # Not a second rounding either.
+        assert_same_weights(load_model(again, dtype="bfloat16")[0], wanted.to(torch.bfloat16))
+
+
+def test_training_and_evaluation_are_told_how_to_take_an_export(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "export", "hf")
+    for name in ("ckpt_path", "init_from"):
+        with pytest.raises(ValueError, match=rf"{name}=.*is an export.*from=export path=.*export"):
+            checkpoints.find(name, str(tmp_path / "export"), tmp_path)
 
 
 def test_the_reference_s_form_has_its_names_shapes_and_buffers(model, checkpoint, tmp_path):

@@ -156,8 +156,7 @@ def _read_reference(path: Path, setting: str, config: MegalodonConfig | None) ->
         raise ValueError(f"{setting}: there is no config.json beside it; give the model's config")
     else:
         notes.append("there is no config.json beside it: sizes are those of model.config")
-    _check_rope(tensors, config, setting)
-    return Foreign(config, tensors, notes)
+    return Foreign(config, tensors, notes + _check_rope(tensors, config, setting))
 
 
 def _shards(folder: Path, setting: str) -> list[Path]:
@@ -199,11 +198,15 @@ def _reference_config(folder: Path, tensors: Mapping[str, Tensor], setting: str)
         raise ValueError(f"{setting}: config.json lacks a size of the model ({error})") from None
 
 
-def _check_rope(tensors: Mapping[str, Tensor], config: MegalodonConfig, setting: str) -> None:
-    """The saved rotary frequencies tell the heads and the base, which no other shape does."""
+def _check_rope(tensors: Mapping[str, Tensor], config: MegalodonConfig, setting: str) -> list[str]:
+    """The saved rotary frequencies tell the heads and the base, which no other shape does.
+
+    Returns:
+        a note where they were rounded.
+    """
     saved = tensors.get("rope.freqs")
     if saved is None:
-        return
+        return []
     z = config.z_dim // config.num_heads
     if saved.shape != (z // 2,):
         raise ValueError(
@@ -216,6 +219,12 @@ def _check_rope(tensors: Mapping[str, Tensor], config: MegalodonConfig, setting:
             f"{setting}: model.config.rope_base={config.rope_base}: its rotary frequencies are of"
             f" another base{_base_of(saved)}"
         )
+    if torch.allclose(saved.double(), expected, rtol=1e-5, atol=0):
+        return []
+    return [
+        "its rotary frequencies were rounded, and it may have been trained with them; here they are"
+        " exact, so that outputs far into a chunk differ from what it gave there"
+    ]
 
 
 def _base_of(frequencies: Tensor) -> str:

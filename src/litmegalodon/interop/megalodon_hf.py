@@ -23,6 +23,11 @@ DIFFERENT_NORM = (
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(attn|ffn)\.(.+)")
 # Tables that are made anew from the config.
 _MADE = re.compile(r".*\.rope\.\w+")
+# What is named and laid out as the reference's.
+_SAME = re.compile(
+    r"timenorm\.(weight|bias)|cema\.(alpha|delta|theta)|w(v|r|h1)\.(weight|bias)|wh2\.weight"
+    r"|fc[123]\.weight|norm\.bias"
+)
 _RENAMED = {"attn": "mega", "ffn": "nffn"}
 
 
@@ -69,7 +74,7 @@ def own_tensors(theirs: Mapping[str, Tensor], config: MegalodonConfig) -> dict[s
             continue
         found = _LAYER.fullmatch(name)
         if found is None:
-            raise ValueError(f"{name}: megalodon-hf has no tensor of this name")
+            raise ValueError(f"{name}: megalodon-hf in its current form has no tensor of this name")
         layer, part, rest = found.groups()
         place = f"layers.{layer}.{_RENAMED[part]}."
         if rest in ("cema.gamma_real", "cema.gamma_imag"):
@@ -90,8 +95,11 @@ def own_tensors(theirs: Mapping[str, Tensor], config: MegalodonConfig) -> dict[s
             own[f"{place}{rest}"] = _paired(value, config.num_heads, 0)
         elif rest in ("gamma", "beta"):
             own[f"{place}{rest}"] = _paired(value, config.num_heads, 1)
-        else:
+        elif _SAME.fullmatch(rest):
             own[f"{place}{rest}"] = value
+        else:
+            # Older forms of it have other conventions under such names.
+            raise ValueError(f"{name}: megalodon-hf in its current form has no tensor of this name")
     for place, parts in halves.items():
         if len(parts) == 2:
             both = (parts["cema.gamma_real"], parts["cema.gamma_imag"])

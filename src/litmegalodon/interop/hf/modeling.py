@@ -21,9 +21,6 @@ from litmegalodon.models.init import initial_value
 from litmegalodon.models.layers import KeepsFloat32
 from litmegalodon.models.loss import IGNORED
 
-# What callers pass on to every model, and this one needs not.
-_WITHOUT_EFFECT = ("cache_position", "position_ids", "is_first_iteration", "token_type_ids")
-
 
 class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
     """A `Megalodon` that predicts the next token.
@@ -222,5 +219,5 @@ def _refuse_unknown(tokens: Tensor | None, arguments: dict[str, Any]) -> None:
     if tokens is None:
         raise ValueError("input_ids: is needed; this model reads tokens, no inputs_embeds")
     for name, value in arguments.items():
-        if value is not None and value is not False and name not in _WITHOUT_EFFECT:
+        if value is not None and value is not False:
             raise ValueError(f"{name}={value}: this model has no use for it; leave it out")
