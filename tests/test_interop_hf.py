@@ -1,5 +1,6 @@
 """A Hugging Face model and tokenizer that give what this project's own give."""
 
+import importlib.util
 import json
 
 import pytest
@@ -386,3 +387,9 @@ def test_why_transformers_own_tokenizer_of_llama_is_not_taken(sentencepiece):
     own = SentencePieceTokenizer(str(sentencepiece))
     text = "  two leading spaces"
     assert theirs(text, add_special_tokens=False).input_ids != own.encode(text).tolist()
+
+
+def test_without_transformers_one_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'litmegalodon\[hf\]'"):
+        importlib.reload(hf)
