@@ -20,17 +20,11 @@ def import_checkpoint(cfg: DictConfig) -> Path:
     """Read, check, write; returns the checkpoint."""
     source = str(cfg["from"])
     path, output = str(cfg.path), Path(str(cfg.output)).expanduser()
-    if not isinstance(cfg.accept_different_norm, bool):
-        raise ValueError(
-            f"accept_different_norm={cfg.accept_different_norm}: must be true or false"
-        )
     from hydra.utils import instantiate
 
-    from litmegalodon.interop.importing import SOURCES, as_model, read_foreign, write_checkpoint
+    from litmegalodon.interop.importing import as_model, read_foreign, write_checkpoint
     from litmegalodon.utils.whole_folder import whole_folder
 
-    if source not in SOURCES:
-        raise ValueError(f"from={source}: must be {', '.join(SOURCES[:-1])} or {SOURCES[-1]}")
     with whole_folder(output, "output") as folder:
         tokenizer = imported_tokenizer(cfg, folder, output)
         foreign = read_foreign(

@@ -161,7 +161,8 @@ class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
             seen = input_ids.shape[1] + (past_key_values.seen if past_key_values else 0)
             cache = MegalodonCache(opening.closed(state), seen)
         out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-        return out.to_tuple() if return_dict is False else out
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return out if wants_dict else out.to_tuple()
 
 
 class _Opening(NamedTuple):
