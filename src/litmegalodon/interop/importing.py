@@ -21,7 +21,7 @@ from litmegalodon.interop.foreign_files import (
     read_pickle,
     read_weights,
 )
-from litmegalodon.interop.reference import load_reference_state_dict
+from litmegalodon.interop.reference import check_reference_state_dict
 from litmegalodon.interop.shards import merge_shards
 from litmegalodon.models import Megalodon, MegalodonConfig
 from litmegalodon.utils.checkpoints import META
@@ -81,16 +81,21 @@ def read_foreign(
 def as_model(foreign: Foreign, setting: str) -> Megalodon:
     """The network with its weights in float32, on the CPU.
 
+    Takes the tensors out of `foreign` one by one, so that there is no second copy of all.
+
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
     """
     with torch.device("meta"):
         model = Megalodon(foreign.config)
-    model.to_empty(device="cpu")
     try:
-        load_reference_state_dict(model, foreign.tensors)
+        check_reference_state_dict(model, foreign.tensors)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(foreign.tensors.pop(name))
     return model
 
 
