@@ -23,8 +23,6 @@ from litmegalodon.utils.whole_folder import whole_folder
 
 FORMATS = ("hf", "safetensors", "reference")
 DTYPES = ("float32", "bfloat16")
-# Names of the special tokens of bytes, which no text holds as one token.
-BOUNDARIES = ("<bos>", "<eos>")
 
 
 def export(
