@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from config_helpers import composed
 from eval import evaluate
 from litmegalodon.evaluation import Files, Recall
+from litmegalodon.evaluation.settings import check_evaluation
 from litmegalodon.inference import load_model
 from litmegalodon.utils.command_line import quote_path
 from litmegalodon.utils.saved_settings import adopt_settings
@@ -48,6 +49,16 @@ def assert_close(found: list[dict[str, str]], expected: list[dict[str, str]]) ->
                 assert float(row[name]) == pytest.approx(float(value), rel=1e-5)
             except ValueError:
                 assert row[name] == value
+
+
+def of_the_run(*overrides: str, folder: Path) -> DictConfig:
+    """The settings of an evaluation in this process, as src/eval.py gets them."""
+    cfg = composed(*overrides, folder=folder, name="eval")
+    typed = list(map(quote_path, overrides))
+    check_evaluation(cfg, typed)
+    adopt_settings(cfg, typed)
+    check_settings(cfg)
+    return cfg
 
 
 def test_two_processes_measure_and_write_what_one_does(trained, tmp_path):
@@ -102,9 +113,7 @@ def test_two_processes_validate_and_read_by_position_as_one_does(trained, tmp_pa
     )  # fmt: skip
     more = ("trainer.devices=2", "extras.print_config=false", "hydra.run.dir=two")
     done = run("eval", *overrides, *more, cwd=tmp_path)
-    cfg = composed(*overrides, folder=tmp_path, name="eval")
-    adopt_settings(cfg, list(map(quote_path, overrides)))
-    check_settings(cfg)
+    cfg = of_the_run(*overrides, folder=tmp_path)
     for name, value in evaluate(cfg).items():
         said = re.search(rf"^{name} +(\S+)$", done.stdout, re.MULTILINE)[1]
         expected = value if isinstance(value, str) else format(value, ".6g")
@@ -114,9 +123,7 @@ def test_two_processes_validate_and_read_by_position_as_one_does(trained, tmp_pa
 
 def test_ctrl_c_leaves_no_table(trained, tmp_path, monkeypatch):
     overrides = [f"ckpt_path={trained}", "evaluation=recall", "evaluation.lengths=[128]"]
-    cfg = composed(*overrides, folder=tmp_path, name="eval")
-    adopt_settings(cfg, list(map(quote_path, overrides)))
-    check_settings(cfg)
+    cfg = of_the_run(*overrides, folder=tmp_path)
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -143,18 +150,18 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(trained, tmp_path):
             evaluate(cfg)
 
 
-def test_the_harness_is_asked_from_the_command_line(trained, tmp_path):
+def test_the_harness_is_asked_of_a_checkpoint(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"text": "river mill"}\n{"text": "boat"}\n')
     (tmp_path / "toy.yaml").write_text(
         "task: toy\ndataset_path: json\ntest_split: test\noutput_type: loglikelihood_rolling\n"
         "dataset_kwargs: {data_files: {test: test.jsonl}, cache_dir: cache}\n"
         'doc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list: [{metric: bits_per_byte}]\n'
     )
-    done = run(
-        "eval", "harness.tasks=[toy]", f"ckpt_path={trained}", "harness.include_path=.",
-        "extras.print_config=false", "hydra.run.dir=out", cwd=tmp_path,
-    )  # fmt: skip
-    found = json.loads((tmp_path / "out" / "harness.json").read_text())
+    overrides = ("harness.tasks=[toy]", f"ckpt_path={trained}", "harness.include_path=.")
+    cfg = of_the_run(*overrides, folder=tmp_path)
+    assert evaluate(cfg) == {}
+    found = json.loads((tmp_path / "run" / "harness.json").read_text())
     assert found["complete"] and found["finished"] == ["toy"]
     value = found["results"]["toy"]["bits_per_byte,none"]
-    assert f"{value:.4f}" in done.stdout
+    assert f"{value:.4f}" in capsys.readouterr().out

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 
 from inference_helpers import EOS, TOKENIZER, byte_model, reader, text_of
-from litmegalodon.evaluation import Harness, HarnessModel
+from litmegalodon.evaluation import Harness
 from litmegalodon.models import Megalodon
 from test_shared_reading import alone, opened
 
+# Importing the harness takes seconds.
+pytestmark = pytest.mark.slow
 TASK = """
 task: {name}
 dataset_path: json
@@ -69,7 +71,15 @@ def tasks(tmp_path_factory) -> Path:
     return folder
 
 
-def ask(kind: str, *arguments: tuple) -> list[Instance]:
+def asked_of(model: Megalodon, **settings: Any) -> Any:
+    from litmegalodon.evaluation import HarnessModel
+
+    return HarnessModel(model, TOKENIZER, **settings)
+
+
+def ask(kind: str, *arguments: tuple) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
     return [Instance(kind, {}, given, i) for i, given in enumerate(arguments)]
 
 
@@ -79,7 +89,7 @@ def tokens(text: str) -> np.ndarray:
 
 def test_loglikelihoods_are_those_of_one_call(model):
     pairs = [("some context", " and more"), ("some context", "x"), ("", "text"), ("a ", "b")]
-    found = HarnessModel(model, TOKENIZER).loglikelihood(ask("loglikelihood", *pairs))
+    found = asked_of(model).loglikelihood(ask("loglikelihood", *pairs))
     for (context, text), (nats, is_greedy) in zip(pairs, found, strict=True):
         expected = alone(model, opened(tokens(context)), tokens(text))
         # A space at the end of a context belongs to what follows.
@@ -91,7 +101,7 @@ def test_loglikelihoods_are_those_of_one_call(model):
 
 def test_a_rolling_likelihood_is_of_every_token_after_all_before(model):
     texts = [text_of(n, seed=n).decode() for n in (3, 700, 90)]
-    asked = HarnessModel(model, TOKENIZER, batch_size=2, piece_tokens=64)
+    asked = asked_of(model, batch_size=2, piece_tokens=64)
     found = asked.loglikelihood_rolling(ask("loglikelihood_rolling", *((t,) for t in texts)))
     for text, nats in zip(texts, found, strict=True):
         assert nats == pytest.approx(alone(model, opened(), tokens(text))[0], rel=1e-5)
@@ -104,7 +114,7 @@ def test_texts_are_those_of_generating_alone_up_to_the_stop(model):
     whole = ["".join(reader(model, c).generate(30, temperature=0)) for c in contexts]
     stop = whole[1][10:12]
     requests = [(c, {"until": [stop, ""], "max_gen_toks": 30}) for c in contexts]
-    asked = HarnessModel(model, TOKENIZER, batch_size=3)
+    asked = asked_of(model, batch_size=3)
     found = asked.generate_until(ask("generate_until", *requests))
     assert found == [text.partition(stop)[0] for text in whole]
     assert len(found[1]) <= 10
@@ -114,7 +124,7 @@ def test_a_text_ends_with_its_document(model):
     ending = byte_model(torch.float32)
     with torch.no_grad():
         ending.output.output.weight[EOS] = 50 * ending.output.output.weight.abs().max()
-    asked = HarnessModel(ending, TOKENIZER)
+    asked = asked_of(ending)
     found = asked.generate_until(ask("generate_until", ("abc", {"until": []}), ("", {})))
     ends = [len("".join(reader(ending, c).generate(256, temperature=0))) for c in ("abc", "")]
     assert [len(text) for text in found] == ends
@@ -122,7 +132,7 @@ def test_a_text_ends_with_its_document(model):
 
 
 def test_repeats_of_what_is_drawn_at_random_differ(model):
-    asked = HarnessModel(model, TOKENIZER)
+    asked = asked_of(model)
     settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 20}
     found = asked.generate_until(ask("generate_until", *[("abc", settings)] * 3))
     assert len(set(found)) == 3
@@ -136,7 +146,7 @@ def test_local_tasks_of_every_kind_give_a_table_and_a_file(model, tasks, tmp_pat
         str(tmp_path), names, include_path=str(tasks), limit=4, num_fewshot={"toy_choice": 1},
         reported={"toy_choice": {"metric": "acc", "somebody": 0.5}},
     )  # fmt: skip
-    metrics = harness.run(HarnessModel(model, TOKENIZER))
+    metrics = harness.run(asked_of(model))
     said = capsys.readouterr().out
     saved = json.loads((tmp_path / "harness.json").read_text())
     assert saved["complete"] and saved["finished"] == names
@@ -164,7 +174,7 @@ def test_local_tasks_of_every_kind_give_a_table_and_a_file(model, tasks, tmp_pat
 
 def test_an_interrupt_leaves_what_is_finished_and_says_so(model, tasks, tmp_path):
     harness = Harness(str(tmp_path), ["toy_rolling", "toy_writing"], str(tasks), limit=2)
-    asked = HarnessModel(model, TOKENIZER)
+    asked = asked_of(model)
 
     def interrupted(requests):
         raise KeyboardInterrupt
