@@ -2,6 +2,7 @@
 names.
 """
 
+from collections.abc import Callable
 from inspect import isclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from litmegalodon.data import Tokenizer
-from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models import LanguageModel, config_of
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
 
@@ -28,7 +29,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "float32",
     tokenizer: Tokenizer | None = None,
-) -> tuple[Megalodon, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """The network of a checkpoint, ready to read, and the tokenizer that it was trained with.
 
     The tokenizer is made from the settings beside the checkpoint, whose `_target_` must be a class
@@ -51,14 +52,14 @@ def load_model(
     place = _device(device)
     meta = read_meta(path, setting)
     tokenizer = _tokenizer(path, setting) if tokenizer is None else tokenizer
-    config = _make(MegalodonConfig, meta["hyper_parameters"]["config"], setting)
+    config = _make(config_of, {"saved": meta["hyper_parameters"]["config"]}, setting)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{setting}: the model knows {config.vocab_size:,} tokens and the tokenizer has"
             f" {tokenizer.vocab_size:,}; give the one that it was trained with"
         )
     with torch.device("meta"):
-        model = Megalodon(config).to(getattr(torch, dtype))
+        model = config.build().to(getattr(torch, dtype))
     model.to_empty(device=place)
     tensors = {f"{WEIGHTS}{name}": value for name, value in model.state_dict().items()}
     read_tensors(path, tensors, setting)
@@ -113,7 +114,7 @@ def _tokenizer(checkpoint: Path, setting: str) -> Tokenizer:
     return _make(kind, arguments, setting)
 
 
-def _make(kind: type, arguments: dict[str, Any], setting: str) -> Any:
+def _make(kind: Callable, arguments: dict[str, Any], setting: str) -> Any:
     try:
         return kind(**arguments)
     except TypeError as error:

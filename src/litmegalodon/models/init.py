@@ -8,6 +8,7 @@ Source: released reference (the paper gives none).
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,25 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from litmegalodon.models.config import MegalodonConfig
 
+Draw = Callable[[str, tuple[int, ...], torch.Generator], Tensor | None]
+
 
 def initialise(model: nn.Module, config: MegalodonConfig, seed: int) -> None:
-    """Fill the parameters of a Megalodon in place.
+    """Fill the parameters of a Megalodon in place; see `fill`."""
+    fill(model, seed, lambda *about: initial_value(*about, config))
+
+
+def fill(model: nn.Module, seed: int, draw: Draw) -> None:
+    """Fill a model's parameters in place, on any mesh with the same numbers.
 
     Args:
         seed: any int; with a parameter's name it determines the parameter.
+        draw: a parameter's starting value in float32 from its name, whole shape and a generator;
+            None where memory is left as it is.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            value = initial_value(name, tuple(parameter.shape), config, seed)
+            value = draw(name, tuple(parameter.shape), _generator(seed, name))
             if value is None:
                 continue
             value = value.to(device=parameter.device, dtype=parameter.dtype)
@@ -37,11 +47,9 @@ def initialise(model: nn.Module, config: MegalodonConfig, seed: int) -> None:
 
 
 def initial_value(
-    name: str, shape: tuple[int, ...], config: MegalodonConfig, seed: int
+    name: str, shape: tuple[int, ...], generator: torch.Generator, config: MegalodonConfig
 ) -> Tensor | None:
-    """A parameter's starting value in float32; None where init_mode leaves memory as it is."""
-    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    """A Megalodon's parameter at its start, in float32; None where init_mode leaves it as it is."""
     out = torch.zeros(shape)
     module, _, kind = name.rpartition(".")
     if module in ("embed", "output.output"):
@@ -54,6 +62,11 @@ def initial_value(
         # Norms, biases and the affine of queries and keys: zero, weights being stored minus one.
         return out
     return _matrix(out, config.init_mode, generator)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
 
 def _truncated(out: Tensor, std: float, at: float, generator: torch.Generator) -> Tensor:

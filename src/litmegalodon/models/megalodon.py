@@ -14,6 +14,7 @@ from litmegalodon.models.attention import MovingAverageGatedAttention
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
+from litmegalodon.models.language_model import check_tokens
 from litmegalodon.models.layers import Linear, TimestepNorm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.span import Span
@@ -170,11 +171,7 @@ class Megalodon(nn.Module):
         Raises:
             ValueError: a shape or dtype that can't be served, a stretch that is not whole chunks.
         """
-        if targets.shape != tokens.shape:
-            raise ValueError(
-                f"targets has shape {tuple(targets.shape)}; "
-                f"it must be that of tokens, {tuple(tokens.shape)}"
-            )
+        check_tokens(tokens, resets, targets)
         x, state = self._hidden(tokens, state, resets, span)
         labels = targets.flatten()
         nll = sum_of_nll(x.flatten(0, 1), self.output.output.weight, labels)
@@ -246,16 +243,7 @@ class Megalodon(nn.Module):
             )
 
     def _check(self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None) -> None:
-        if tokens.dim() != 2 or tokens.shape[1] < 1:
-            raise ValueError(
-                f"tokens has shape {tuple(tokens.shape)}; "
-                "it must be [batch, length], length at least 1"
-            )
-        if resets is not None and (resets.dtype != torch.bool or resets.shape != tokens.shape):
-            raise ValueError(
-                f"resets is {resets.dtype} {tuple(resets.shape)}; "
-                f"it must be bool {tuple(tokens.shape)}"
-            )
+        check_tokens(tokens, resets)
         if state is None:
             return
         if state.batch != tokens.shape[0]:

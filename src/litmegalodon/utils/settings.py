@@ -153,10 +153,10 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Rows of lanes are whole chunks."""
+    """Rows of lanes are whole chunks, of a model that has such."""
     data = cfg.data
     cutting = data.get("cutting", "packed")
-    check_cutting(cutting, data.seq_len, cfg.model.config.chunk_size)
+    check_cutting(cutting, data.seq_len, cfg.model.config.get("chunk_size"))
 
 
 def check_model(cfg: DictConfig) -> None:
@@ -165,6 +165,7 @@ def check_model(cfg: DictConfig) -> None:
     tokenizer = _make(cfg.data.tokenizer)
     _make(cfg.data.source)
     model = _make(cfg.model.config)
+    model.check_impl(cfg.model.impl)
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
@@ -222,7 +223,7 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
         return None
     names = ("seq_len", "val_seq_len")
     lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
-    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths)
+    return resolve(processes, *degrees, cfg.model.config.get("chunk_size"), lengths)
 
 
 def check_batches(cfg: DictConfig, readers: int) -> None:
