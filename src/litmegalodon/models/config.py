@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from litmegalodon.models.megalodon import Megalodon
 
 INIT_MODES = ("he", "bert", "xavier", "gaussian", "none")
+# What may take the place of a part of the paper's, for ablations; the paper's is first.
+SWITCHES = {
+    "ema": ("complex", "real"),
+    "norm": ("timestep", "layer", "rms"),
+    "residual": ("two_hop", "plain"),
+    "attention": ("normalised", "plain"),
+}
+# Tokens of a chunk that no row fills.
+WHOLE_ROW = 2**30
 # Above this many logits (256 MiB in float32) the loss is computed without holding them all.
 MAX_LOGITS = 2**26
 
@@ -26,7 +35,8 @@ class MegalodonConfig(ModelConfig):
         num_heads: H, attention heads.
         ffn_hidden_dim: hidden width of the feed-forward network.
         cema_ndim: N, complex states a channel, at most 32.
-        chunk_size: C, tokens that attend to one another.
+        chunk_size: C, tokens that attend to one another; None: all of a row, whose memory then
+            grows with every token.
         norm_num_groups: G, groups of features that TimestepNorm normalises together.
         norm_affine: learn weights of RMSNorm and bias and weights of LayerNorm (TimestepNorm always
             does).
@@ -42,13 +52,19 @@ class MegalodonConfig(ModelConfig):
         hidden_dropout: inside a block.
         attention_dropout: DropKey, the probability that a (query, key) pair is hidden.
         init_mode: how weight matrices start: he, bert, xavier, gaussian or none.
+        ema: complex, or real: no rotation (theta = 0) and real output weights, as in Mega.
+        norm: before a block's moving average and before the output matrix: timestep, or layer or
+            rms, which normalise each token by itself.
+        residual: what the feed-forward output is added to: two_hop, the block's input, or plain,
+            attention's output.
+        attention: queries and keys from a representation that is normalised, or plain, as in Mega:
+            through silu, scores divided by sqrt(z).
 
     Raises:
         ValueError: a field's value, with its name and the fix.
     """
 
     kind: ClassVar[str] = "megalodon"
-    streams: ClassVar[bool] = True
 
     vocab_size: int
     num_layers: int
@@ -58,7 +74,7 @@ class MegalodonConfig(ModelConfig):
     num_heads: int
     ffn_hidden_dim: int
     cema_ndim: int = 16
-    chunk_size: int = 2048
+    chunk_size: int | None = 2048
     norm_num_groups: int = 32
     norm_affine: bool = True
     norm_eps: float = 1e-5
@@ -72,6 +88,10 @@ class MegalodonConfig(ModelConfig):
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     init_mode: str = "he"
+    ema: str = "complex"
+    norm: str = "timestep"
+    residual: str = "two_hop"
+    attention: str = "normalised"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -115,12 +135,19 @@ class MegalodonConfig(ModelConfig):
             if not 0.0 <= getattr(self, name) < 1.0:
                 self._refuse(name, "must be at least 0 and below 1")
         self._check_choice("init_mode", INIT_MODES)
+        for name, choices in SWITCHES.items():
+            self._check_choice(name, choices)
 
     def build(self, impl: str = "auto") -> "Megalodon":
         """See `ModelConfig.build`."""
         from litmegalodon.models.megalodon import Megalodon
 
         return Megalodon(self, impl)
+
+    @property
+    def attention_chunk(self) -> int:
+        """C as a number, also where attention reaches over whole rows."""
+        return self.chunk_size or WHOLE_ROW
 
     @property
     def num_outputs(self) -> int:

@@ -21,6 +21,7 @@ class LanguageModel(Protocol):
 
     Attributes:
         config: how it was made.
+        streams: whether it takes and returns what it remembers, so that text can be read on.
         embed: the token embedding.
         layers: the blocks, which are sharded and compiled one by one; each obeys an attribute
             `activation_checkpointing`.
@@ -28,6 +29,7 @@ class LanguageModel(Protocol):
     """
 
     config: ModelConfig
+    streams: bool
     embed: nn.Embedding
     layers: nn.ModuleList
     output: nn.Module

@@ -74,6 +74,8 @@ class Llama(nn.Module):
     Parameters have transformers' names below `layers.i`.
     """
 
+    streams = False
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config

@@ -32,7 +32,6 @@ class LlamaConfig(ModelConfig):
     """
 
     kind: ClassVar[str] = "llama"
-    streams: ClassVar[bool] = False
     # Attention goes back to the first token of a document.
     chunk_size: ClassVar[None] = None
 

@@ -15,7 +15,7 @@ from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
 from litmegalodon.models.language_model import check_tokens
-from litmegalodon.models.layers import Linear, TimestepNorm
+from litmegalodon.models.layers import Linear, input_norm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState, MegalodonState
@@ -34,6 +34,7 @@ class Block(nn.Module):
     def __init__(self, config: MegalodonConfig, impl: str):
         super().__init__()
         self.activation_checkpointing = False
+        self.two_hop = config.residual == "two_hop"
         self.mega = MovingAverageGatedAttention(config, impl)
         self.nffn = NormalizedFeedForward(config)
 
@@ -64,17 +65,15 @@ class Block(nn.Module):
         span: Span | None,
     ) -> tuple[Tensor, LayerState]:
         y, state = self.mega(x, state, places, resets, seed, span)
-        return self.nffn(y, x), state
+        return self.nffn(y, x if self.two_hop else y), state
 
 
 class Output(nn.Module):
-    """The final TimestepNorm and the output matrix."""
+    """The final norm and the output matrix."""
 
     def __init__(self, config: MegalodonConfig, impl: str):
         super().__init__()
-        self.final_norm = TimestepNorm(
-            config.model_dim, config.norm_num_groups, config.norm_eps, impl
-        )
+        self.final_norm = input_norm(config, impl)
         self.output = Linear(config.model_dim, config.num_outputs, bias=False)
 
 
@@ -90,6 +89,8 @@ class Megalodon(nn.Module):
         impl: implementation of the operators: auto, reference, torch or triton; no part of the
             config.
     """
+
+    streams = True
 
     def __init__(self, config: MegalodonConfig, impl: str = "auto"):
         super().__init__()
@@ -217,7 +218,7 @@ class Megalodon(nn.Module):
         span: Span | None,
     ) -> Places:
         """Where the tokens stand, read from the device once for all layers."""
-        size, kv = self.config.chunk_size, state.layers[0].kv if state else None
+        size, kv = self.config.attention_chunk, state.layers[0].kv if state else None
         position, slots = (state.position, kv.k.shape[1]) if state else (0, None)
         if span is not None:
             position = position + span.rank * span.length
@@ -231,6 +232,11 @@ class Megalodon(nn.Module):
     def _check_span(self, tokens: Tensor, state: MegalodonState | None, span: Span) -> None:
         """A stretch and what comes before it are whole chunks: attention sees nothing outside."""
         chunk = self.config.chunk_size
+        if chunk is None:
+            raise ValueError(
+                "model.config.chunk_size=None: attention over whole rows, which processes can't "
+                "share; set chunk_size"
+            )
         if tokens.shape[1] != span.length or span.length % chunk:
             raise ValueError(
                 f"tokens has shape {tuple(tokens.shape)}: a process's stretch of a row has "

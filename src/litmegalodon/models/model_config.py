@@ -19,11 +19,9 @@ class ModelConfig:
         vocab_size: number of token ids.
         chunk_size: tokens on whose grid a row can be cut between calls and processes; None where
             every token attends to all of its row.
-        streams: whether the model takes and returns what it remembers, so that text can be read on.
     """
 
     kind: ClassVar[str]
-    streams: ClassVar[bool]
     vocab_size: int
     chunk_size: int | None
 
@@ -68,7 +66,8 @@ class ModelConfig:
 
     def _check_at_least_one(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 self._refuse(name, "must be at least 1")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
