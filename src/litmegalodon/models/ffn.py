@@ -26,7 +26,8 @@ class NormalizedFeedForward(nn.Module):
 
     With `residual=plain` X is Y.
 
-    Source: paper, section 3.4 (two-hop residual); released reference.
+    Source:
+        paper, section 3.4 (two-hop residual); released reference.
     """
 
     def __init__(self, config: MegalodonConfig):
