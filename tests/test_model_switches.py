@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from golden_data import assert_equal, relative_error
-from hard import IMPLS, fresh_at, hard_config, hard_model, hard_resets, hard_state, hard_tokens
+from hard import (
+    IMPLS,
+    draws,
+    fresh_at,
+    hard_config,
+    hard_model,
+    hard_resets,
+    hard_state,
+    hard_tokens,
+)
 from litmegalodon.models import Megalodon, MegalodonConfig, MegalodonState
 from litmegalodon.models.config import SWITCHES
 from litmegalodon.models.span import Span
@@ -137,15 +146,27 @@ def test_a_shared_row_equals_a_whole_one_with_its_gradients(changes):
                 assert_equal(state.tensors()[name].double(), value.double(), name=name)
 
 
-@pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "torch"])
-def test_every_implementation_of_the_operators_gives_the_same(impl):
+def test_the_reference_operators_give_the_same():
     config = hard_config(**MEGA)
     tokens, resets = hard_tokens(config, ROWS, LENGTH), hard_resets(ROWS, LENGTH)
     results = []
-    for which in (impl, "torch"):
-        model = hard_model(config, impl=which)
+    for impl in ("reference", "torch"):
+        model = hard_model(config, impl=impl)
         nll = model.loss(tokens, tokens, hard_state(model, POSITIONS), resets)[0]
         results.append({"nll": nll} | gradients(model, nll))
+    for name, value in results[0].items():
+        assert_equal(value, results[1][name], name=name)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_real_average_is_computed_by_every_implementation(impl):
+    layer = hard({"ema": "real"}).layers[0].mega.cema
+    x = draws(3)(ROWS, LENGTH, layer.alpha.shape[0]) + 3
+    resets, results = hard_resets(ROWS, LENGTH), []
+    for which in (impl, "reference"):
+        layer.impl = which
+        y, h = layer(x, None, resets)
+        results.append({"y": y, "h": h} | gradients(layer, (y * y).sum() + h.square().sum()))
     for name, value in results[0].items():
         assert_equal(value, results[1][name], name=name)
 
