@@ -162,6 +162,13 @@ def test_what_it_cannot_do_is_refused(setting, message, tmp_path):
         check_settings(composed("model=llama", "trainer=sim", setting, folder=tmp_path))
 
 
+def test_an_evaluation_by_chunks_is_refused(tmp_path):
+    for model in (["model=llama"], ["model.config.chunk_size=null"]):
+        settings = [*model, "evaluation=context", "ckpt_path=null"]
+        with pytest.raises(ValueError, match=r"^evaluation=context: reads documents in chunks"):
+            check_settings(composed(*settings, folder=tmp_path, name="eval"))
+
+
 def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("litmegalodon.models.llama_config.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^model=llama: .* pip install 'litmegalodon\[hf\]'$"):

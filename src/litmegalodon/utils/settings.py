@@ -118,6 +118,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_memory(cfg)
     check_data(cfg)
     check_model(cfg)
+    check_evaluation(cfg)
     check_schedule(cfg)
     check_processes(cfg)
     check_tags(cfg)
@@ -170,6 +171,16 @@ def check_model(cfg: DictConfig) -> None:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
             f" {tokenizer.vocab_size} ids; set at least {tokenizer.vocab_size}"
+        )
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """What reads documents chunk by chunk has a model with chunks."""
+    by_chunks = "contexts" in (cfg.get("evaluation") or {})
+    if by_chunks and cfg.model.config.get("chunk_size") is None:
+        raise ValueError(
+            "evaluation=context: reads documents in chunks, and a model without"
+            " model.config.chunk_size attends to all of them; leave evaluation= out"
         )
 
 
