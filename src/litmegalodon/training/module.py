@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from litmegalodon.data.packing import check_cutting
 from litmegalodon.data.slots import Batch
 from litmegalodon.models import ModelConfig
 from litmegalodon.models.language_model import LanguageModel
@@ -100,6 +101,7 @@ class MegalodonModule(lightning.LightningModule):
         if getattr(data, "carries_state", False) and self.trainer.state.fn == TrainerFn.FITTING:
             share = self.trainer.strategy.distributed_sampler_kwargs["num_replicas"]
             rows = data.batch_size // share
+            check_cutting("lanes", data.seq_len, self.config.chunk_size)
             self.lanes = LaneMemory(
                 self.config, rows, device, lambda value: shard_rows(value, self.device_mesh)
             )
