@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from litmegalodon.models.init import fill
+from litmegalodon.models.init import fill, generator_of
 from litmegalodon.models.language_model import check_tokens
 from litmegalodon.models.layers import Linear
 from litmegalodon.models.llama_config import LlamaConfig
@@ -100,12 +100,13 @@ class Llama(nn.Module):
     def initialise(self, seed: int) -> None:
         """Fill every parameter: norms with 1, all else from N(0, init_std^2)."""
 
-        def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        def draw(name: str, shape: tuple[int, ...]) -> Tensor:
             if len(shape) == 1:
                 return torch.ones(shape)
+            generator = generator_of(seed, name)
             return torch.empty(shape).normal_(0.0, self.config.init_std, generator=generator)
 
-        fill(self, seed, draw)
+        fill(self, draw)
 
     def forward(
         self,
