@@ -192,7 +192,7 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
 # explained here.
 SETTINGS_FILES = [*CONFIGS.glob("*.yaml")] + [
     CONFIGS / path
-    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("data/*/*.yaml"))]
+    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("*/*/*.yaml"))]
     if path.parent.name not in ("experiment", "debug", "hydra")
     and (path.parent.name not in ("trainer", "harness") or path.stem == "default")
 ]

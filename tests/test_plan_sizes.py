@@ -83,7 +83,15 @@ def test_the_7b_experiment_is_the_paper_s(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"swiglu": False}, {"share_emb": True}, {"norm_affine": False}, {"rescale_nffn": True}],
+    [
+        {},
+        {"swiglu": False},
+        {"share_emb": True},
+        {"norm_affine": False},
+        {"rescale_nffn": True},
+        {"norm": "layer", "ema": "real"},
+        {"norm": "rms", "attention": "plain", "residual": "plain"},
+    ],
     ids=lambda changes: "".join(changes) or "as it is",
 )
 def test_the_formulae_know_every_parameter(changes):
@@ -119,6 +127,11 @@ def test_activations_are_what_a_model_saves(rows, length, changes, bf16, checkpo
     share = Share(rows, length, product=2 if bf16 else 4)
     want = sizes.activations(config, share, checkpointing) + sizes.loss_saved(config, share)
     assert want == pytest.approx(saved.bytes, rel=0.2)
+
+
+@pytest.mark.parametrize("changes", [{"norm": "layer"}, {"norm": "rms"}, {"chunk_size": None}])
+def test_activations_with_a_switch_are_what_a_model_saves(changes):
+    test_activations_are_what_a_model_saves(1, 1024, changes, bf16=False, checkpointing=False)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16-mixed"])

@@ -18,6 +18,7 @@ from litmegalodon.inference.loading import WEIGHTS, config_of, tokenizer_beside
 from litmegalodon.interop.card import Facts, model_card
 from litmegalodon.interop.exported import MODEL_TYPE, TOKENIZER_FACTS, TOKENIZER_MODEL
 from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models.config import SWITCHES
 from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
 from litmegalodon.utils.whole_folder import whole_folder
 
@@ -55,6 +56,12 @@ def export(
     meta = read_meta(checkpoint, setting)
     tokenizer = tokenizer_beside(checkpoint, setting)
     config = config_of(meta, setting)
+    if not isinstance(config, MegalodonConfig):
+        raise ValueError(f"{setting}: is a {config.kind}, and only a Megalodon is exported")
+    replaced = [name for name, kinds in SWITCHES.items() if getattr(config, name) != kinds[0]]
+    if format == "reference" and (replaced or config.chunk_size is None):
+        names = ", ".join(f"model.config.{name}" for name in replaced or ["chunk_size"])
+        raise ValueError(f"format=reference: the reference has no {names} as here; take another")
     with torch.device("meta"):
         model = Megalodon(config).to(getattr(torch, dtype))
     facts = Facts.of(checkpoint, meta, model, tokenizer, format, dtype)

@@ -5,7 +5,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from litmegalodon.models.megalodon import Megalodon
+from litmegalodon.models.language_model import LanguageModel
 from litmegalodon.parallel.mesh import Degrees
 
 
@@ -14,7 +14,7 @@ def build_mesh(device_type: str, degrees: Degrees) -> DeviceMesh:
     return init_device_mesh(device_type, tuple(degrees), mesh_dim_names=degrees._fields)
 
 
-def parallelize(model: Megalodon, mesh: DeviceMesh) -> Megalodon:
+def parallelize(model: LanguageModel, mesh: DeviceMesh) -> LanguageModel:
     """Shard parameters, gradients and optimizer state over a mesh of `build_mesh` (FSDP2).
 
     They are sharded over data x chunk and copied over replicate: processes that share rows share

@@ -174,7 +174,7 @@ class Run:
         if world % chunk:
             raise ValueError(f"{world} processes are not groups of {chunk}")
         degrees = Degrees(replicas, world // chunk, chunk)
-        if chunk > 1 and self.length % (chunk * c.chunk_size):
+        if chunk > 1 and self.length % (chunk * c.attention_chunk):
             raise ValueError(
                 f"rows of {self.length:,} tokens are not {chunk} stretches of whole chunks"
             )

@@ -1,4 +1,4 @@
-"""A Megalodon as Lightning trains and validates it."""
+"""A language model as Lightning trains and validates it."""
 
 import hashlib
 import time
@@ -17,9 +17,10 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from litmegalodon.data.packing import check_cutting
 from litmegalodon.data.slots import Batch
-from litmegalodon.models.config import MegalodonConfig
-from litmegalodon.models.megalodon import Megalodon
+from litmegalodon.models import ModelConfig
+from litmegalodon.models.language_model import LanguageModel
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
@@ -30,7 +31,7 @@ MODEL = "model."
 
 
 class MegalodonModule(lightning.LightningModule):
-    """The network with its loss, optimizer, schedule and metrics.
+    """A network with its loss, optimizer, schedule and metrics.
 
     A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
     micro-batch. Logged after each optimizer step: train/loss, train/grad_norm (before clipping),
@@ -40,7 +41,7 @@ class MegalodonModule(lightning.LightningModule):
     val/bpb, val/ppl. Lanes carry the model's state from batch to batch, its gradient cut there.
 
     Args:
-        config: the network's sizes.
+        config: the network's sizes, which make it.
         optimizer: makes the optimizer from (name, parameter) pairs.
         scheduler: makes the schedule from the optimizer.
         compile: torch.compile each block.
@@ -53,7 +54,7 @@ class MegalodonModule(lightning.LightningModule):
 
     def __init__(
         self,
-        config: MegalodonConfig,
+        config: ModelConfig,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
         compile: bool = False,
@@ -69,7 +70,7 @@ class MegalodonModule(lightning.LightningModule):
         # In the checkpoint, for whoever loads it; the loggers get the whole composed config.
         self.save_hyperparameters({"config": config.to_dict(), "resume": {}}, logger=False)
         with torch.device("meta"):
-            self.model = Megalodon(config, impl)
+            self.model: LanguageModel = config.build(impl)
         for block in self.model.layers:
             block.activation_checkpointing = activation_checkpointing
         self.val_loss = TokenLoss()
@@ -100,6 +101,7 @@ class MegalodonModule(lightning.LightningModule):
         if getattr(data, "carries_state", False) and self.trainer.state.fn == TrainerFn.FITTING:
             share = self.trainer.strategy.distributed_sampler_kwargs["num_replicas"]
             rows = data.batch_size // share
+            check_cutting("lanes", data.seq_len, self.config.chunk_size)
             self.lanes = LaneMemory(
                 self.config, rows, device, lambda value: shard_rows(value, self.device_mesh)
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from litmegalodon.models import kind_of, with_defaults
 from litmegalodon.utils.checkpoints import FILES, META, is_complete
 
 # What the description of a checkpoint's tensors consists of, by module.
@@ -47,7 +48,11 @@ def check_same_model(ours: Mapping[str, Any], theirs: Mapping[str, Any], setting
         ValueError: they differ in anything that shapes or interprets the weights.
     """
     # Dropout and initialisation change no weight that is there already.
-    harmless = {"dropout", "hidden_dropout", "attention_dropout", "init_mode"}
+    harmless = {"dropout", "hidden_dropout", "attention_dropout", "init_mode", "init_std"}
+    kinds = [kind_of(config).kind for config in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{setting}: is of another model, a {kinds[1]}, and this is a {kinds[0]}")
+    ours, theirs = with_defaults(ours), with_defaults(theirs)
     names = [k for k in sorted({*ours, *theirs} - harmless) if ours.get(k) != theirs.get(k)]
     if names:
         listed = ", ".join(f"model.config.{k}={ours.get(k)} (there {theirs.get(k)})" for k in names)

@@ -130,6 +130,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_memory(cfg)
     check_data(cfg)
     check_model(cfg)
+    check_evaluation(cfg)
     check_schedule(cfg)
     check_processes(cfg)
     check_tags(cfg)
@@ -165,10 +166,10 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Rows of lanes are whole chunks."""
+    """Rows of lanes are whole chunks, of a model that has such."""
     data = cfg.data
     cutting = data.get("cutting", "packed")
-    check_cutting(cutting, data.seq_len, cfg.model.config.chunk_size)
+    check_cutting(cutting, data.seq_len, cfg.model.config.get("chunk_size"))
 
 
 def check_model(cfg: DictConfig) -> None:
@@ -177,10 +178,21 @@ def check_model(cfg: DictConfig) -> None:
     tokenizer = _make(cfg.data.tokenizer)
     _make(cfg.data.source)
     model = _make(cfg.model.config)
+    model.check_impl(cfg.model.impl)
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
             f" {tokenizer.vocab_size} ids; set at least {tokenizer.vocab_size}"
+        )
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """What reads documents chunk by chunk has a model with chunks."""
+    by_chunks = "contexts" in (cfg.get("evaluation") or {})
+    if by_chunks and cfg.model.config.get("chunk_size") is None:
+        raise ValueError(
+            "evaluation=context: reads documents in chunks, and a model without"
+            " model.config.chunk_size attends to all of them; leave evaluation= out"
         )
 
 
@@ -234,7 +246,7 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
         return None
     names = ("seq_len", "val_seq_len")
     lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
-    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths)
+    return resolve(processes, *degrees, cfg.model.config.get("chunk_size"), lengths)
 
 
 def check_batches(cfg: DictConfig, readers: int) -> None:
