@@ -1,15 +1,12 @@
 """Which checkpoints a run keeps, and that there is a usable one at every moment."""
 
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.distributed.checkpoint import CheckpointException
 
 from callbacks_helpers import Killed, Standin, checkpoints, fit
-from litmegalodon.parallel.strategy import interrupts_as_themselves
 from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint
 from litmegalodon.utils.checkpoints import META, is_complete
 
@@ -108,13 +105,6 @@ def test_a_kill_while_saving_leaves_the_previous_one_usable(tmp_path, monkeypatc
     (folder / "last-step=000004.ckpt").rename(folder / "last-step=000004.ckpt.partial")
     without_validation(tmp_path, 6, every=2, ckpt_path=folder / "last-step=000002.ckpt")
     assert checkpoints(tmp_path) == ["last-step=000006.ckpt"]
-
-
-@pytest.mark.parametrize("cause", [KeyboardInterrupt, OSError])
-def test_ctrl_c_amid_a_save_is_no_failed_save(cause):
-    expected = KeyboardInterrupt if cause is KeyboardInterrupt else CheckpointException
-    with pytest.raises(expected), interrupts_as_themselves():
-        raise CheckpointException("save", {0: (cause(), traceback.StackSummary())})
 
 
 def test_nothing_is_deleted_for_a_checkpoint_that_is_not_complete(tmp_path, monkeypatch):
