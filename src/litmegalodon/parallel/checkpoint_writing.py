@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystem
 
@@ -186,7 +186,7 @@ class CheckpointWriter:
             while not (job.begun.is_set() or job.done.done()) and time.monotonic() < deadline:
                 time.sleep(0.01)
             if not (job.begun.is_set() or job.done.done()):
-                rank_zero_warn(f"{job.path} is not written: other processes had not come so far")
+                rank_zero_info(f"{job.path} is not written: other processes had not come so far")
                 self._jobs.clear()
                 break
             else:
@@ -257,14 +257,14 @@ class CheckpointWriter:
         except SaveError as error:
             if self._rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            rank_zero_warn(f"{error}; the checkpoints before it are as they were")
+            rank_zero_info(f"{error}; the checkpoints before it are as they were")
             raise
         if self._rank == 0:
             for follow in job.then:
                 try:
                     follow(job.path)
                 except OSError as error:
-                    rank_zero_warn(f"{error}: an older checkpoint could not be deleted")
+                    rank_zero_info(f"{error}: an older checkpoint could not be deleted")
 
     @contextmanager
     def _together(self, job: Job) -> Iterator[None]:
@@ -404,5 +404,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -221,7 +221,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
             if not self.may_be_older:
                 before = f"the one before it, {others[0]}" if others else "another one"
                 refuse_damaged(setting, wrong, before)
-            rank_zero_warn(f"{candidate} is damaged: {wrong}; training goes on from an older one")
+            rank_zero_info(f"{candidate} is damaged: {wrong}; training goes on from an older one")
         refuse_damaged(setting, f"{wrong}, and no older one beside it is whole")
         raise AssertionError
 

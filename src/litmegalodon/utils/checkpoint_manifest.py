@@ -26,6 +26,7 @@ class HashingFile:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
         with self._noted():
             written = self._file.write(data)
         self._hash.update(data)
@@ -158,4 +159,4 @@ def _wrong_content(folder: Path, files: dict[str, Any], names: Iterable[str]) ->
 
 
 def _hash_of(body: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(body, separators=(",", ":")))
+    return xxhash.xxh3_128_hexdigest(json.dumps(body, separators=(",", ":")).encode())
