@@ -231,6 +231,8 @@ class BestCheckpoint(_OwnedCheckpoint):
         name = monitor.rpartition("/")[2]
         filename = f"best-step={{step:06d}}-{name}={{{monitor}:.4f}}"
         super().__init__(dirpath, filename, monitor=monitor, mode=mode, every_n_epochs=1)
+        # What was best before the last save, for where that save fails in the background.
+        self._before: dict[str, Any] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if this validation's result is the best so far."""
@@ -242,7 +244,27 @@ class BestCheckpoint(_OwnedCheckpoint):
                 "its result is not considered for the best checkpoint"
             )
             return
+        self._forget_failed(trainer)
+        before = self._best()
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.best_model_path != before["best_model_path"]:
+            self._before = before
+
+    def _forget_failed(self, trainer: Trainer) -> None:
+        """Go back to what was best before, if the best could not be saved."""
+        path, strategy = self.best_model_path, trainer.strategy
+        if self._before is None:
+            return
+        there = not path or is_complete(path) or strategy.is_saving(path)
+        if not strategy.broadcast(there):
+            vars(self).update(self._before)
+            self._before = None
+
+    def _best(self) -> dict[str, Any]:
+        names = ("best_model_path", "best_model_score", "kth_best_model_path", "kth_value")
+        return {name: getattr(self, name) for name in names} | {
+            "best_k_models": dict(self.best_k_models)
+        }
 
 
 def _amid_accumulation(trainer: Trainer) -> bool:
