@@ -246,6 +246,12 @@ class CheckpointWriter:
                     entries = link(job.twin, partial) if job.twin else None
             if self.gather(entries)[0] is None:
                 with self._together(job):
+                    if not partial.is_dir():
+                        raise OSError(
+                            "the folder that the first process has made is not seen by this one; "
+                            "checkpoints go to a disk that all machines share"
+                        )
+                with self._together(job):
                     mine = write_tensors(job.state, partial, self._group)
                 gathered = self.gather(mine)
                 entries = {name: entry for part in gathered for name, entry in part.items()}

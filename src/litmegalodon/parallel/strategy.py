@@ -189,7 +189,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         Raises:
             ValueError: it is no complete checkpoint, or damaged, or of a model of another shape.
         """
-        self.finish_saving()
+        self.writer.wait()
         self.writer.changed()
         path = self._undamaged(Path(checkpoint_path))
         setting = f"ckpt_path={path}"
@@ -213,17 +213,19 @@ class ChunkParallelStrategy(ModelParallelStrategy):
     def _undamaged(self, path: Path) -> Path:
         """The checkpoint, or where `may_be_older` the newest whole one of its folder."""
         path, others = self.broadcast((path, older(path) if is_complete(path) else []))
-        setting = f"ckpt_path={path}"
+        setting, found = f"ckpt_path={path}", []
         for candidate in (path, *others):
             wrong = self.damage(candidate)
             if wrong is None:
-                return candidate
+                break
+            found.append(f"{candidate} is damaged: {wrong}")
             if not self.may_be_older:
-                before = f"the one before it, {others[0]}" if others else "another one"
-                refuse_damaged(setting, wrong, before)
-            rank_zero_info(f"{candidate} is damaged: {wrong}; training goes on from an older one")
-        refuse_damaged(setting, f"{wrong}, and no older one beside it is whole")
-        raise AssertionError
+                refuse_damaged(setting, wrong, *(f"the one before it, {p}" for p in others[:1]))
+        else:
+            raise ValueError(f"{setting}: {'; '.join(found)}; no older one there is whole")
+        for said in found:
+            rank_zero_info(f"{said}; training goes on from {candidate}")
+        return candidate
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:

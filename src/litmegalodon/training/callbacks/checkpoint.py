@@ -253,9 +253,9 @@ class BestCheckpoint(_OwnedCheckpoint):
     def _forget_failed(self, trainer: Trainer) -> None:
         """Go back to what was best before, if the best could not be saved."""
         path, strategy = self.best_model_path, trainer.strategy
-        if self._before is None:
+        if self._before is None or not isinstance(strategy, ChunkParallelStrategy):
             return
-        there = not path or is_complete(path) or strategy.is_saving(path)
+        there = not path or strategy.is_saving(path) or is_complete(path)
         if not strategy.broadcast(there):
             vars(self).update(self._before)
             self._before = None
