@@ -13,6 +13,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import default_planner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -121,6 +122,32 @@ def test_the_copy_is_made_again_in_the_same_memory(folder):
     assert before == after
     holds(folder / "a.ckpt", 1.0)
     holds(folder / "b.ckpt", 2.0)
+
+
+def test_who_writes_what_is_planned_once_for_tensors_of_the_same_shapes(folder, monkeypatch):
+    plan, planned = default_planner.create_default_global_save_plan, []
+
+    def counted(*args):
+        planned.append(1)
+        return plan(*args)
+
+    monkeypatch.setattr(default_planner, "create_default_global_save_plan", counted)
+    ours = writer()
+    for value in (1.0, 2.0, 3.0):
+        ours.changed()
+        save(ours, folder / f"{value}.ckpt", state(value))
+    ours.finish()
+    assert len(planned) == 1
+    holds(folder / "1.0.ckpt", 1.0)
+    holds(folder / "3.0.ckpt", 3.0)
+    # Other tensors, another plan.
+    ours.changed()
+    other = state(4.0)
+    other["state_dict"]["c"] = torch.ones(3)
+    save(ours, folder / "4.0.ckpt", other)
+    ours.finish()
+    assert len(planned) == 2
+    holds(folder / "4.0.ckpt", 4.0)
 
 
 def test_one_is_written_at_a_time_and_what_that_costs_is_said(folder, monkeypatch, caplog):
