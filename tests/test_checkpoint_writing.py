@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import default_planner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from litmegalodon.parallel import checkpoint_writing
+from litmegalodon.parallel import checkpoint_storage, checkpoint_writing
 from litmegalodon.parallel.checkpoint_writing import CheckpointWriter, SaveError
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
@@ -193,6 +193,18 @@ def test_two_checkpoints_of_one_step_share_their_tensors(folder, monkeypatch, li
     holds(folder / "next.ckpt", 2.0)
 
 
+def test_a_writer_that_is_closed_leaves_no_thread_and_begins_anew(folder):
+    before, ours = threading.active_count(), writer()
+    for name in ("a", "b"):
+        save(ours, folder / f"{name}.ckpt", state(1.0))
+        thread = ours._thread
+        ours.finish()
+        ours.close()
+        thread.join(20)
+        assert threading.active_count() <= before
+        holds(folder / f"{name}.ckpt", 1.0)
+
+
 def test_what_follows_comes_when_the_checkpoint_is_complete(folder):
     seen, ours = [], writer()
 
@@ -206,10 +218,10 @@ def test_what_follows_comes_when_the_checkpoint_is_complete(folder):
 
 
 def full_disk(monkeypatch, folder):
-    def create(self, path, mode, original=checkpoint_writing._HashingFileSystem.create_stream):
+    def create(self, path, mode, original=checkpoint_storage._HashingFileSystem.create_stream):
         return original(self, "/dev/full", mode)
 
-    monkeypatch.setattr(checkpoint_writing._HashingFileSystem, "create_stream", create)
+    monkeypatch.setattr(checkpoint_storage._HashingFileSystem, "create_stream", create)
 
 
 def read_only(monkeypatch, folder):

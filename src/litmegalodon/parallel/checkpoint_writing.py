@@ -5,7 +5,6 @@ they talk over a process group of their own. A checkpoint is written into a fold
 name, its files hashed on their way, and renamed when every process is done.
 """
 
-import os
 import queue
 import shutil
 import threading
@@ -21,29 +20,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.utilities import rank_zero_info
-from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint import CheckpointException
 
+from litmegalodon.parallel.checkpoint_storage import (
+    Entries,
+    link,
+    prepare,
+    publish,
+    write_tensors,
+)
 from litmegalodon.parallel.staging import Staging, size_in_bytes
 from litmegalodon.utils.checkpoint_manifest import (
-    MANIFEST,
-    HashingFile,
     damage,
-    read_manifest,
     write_file,
     write_manifest,
 )
-from litmegalodon.utils.checkpoints import DOOMED, META, PARTIAL, is_complete
+from litmegalodon.utils.checkpoints import META, PARTIAL, is_complete
 
 # Seconds that a process which gives up waits for the others to begin with the same checkpoint.
 BEGIN_SECONDS = 10.0
 # What is waited longer for the checkpoint before is said.
 SAID_SECONDS = 1.0
-
-Entries = dict[str, dict[str, Any]]
 
 
 class SaveError(OSError):
@@ -86,7 +84,7 @@ class CheckpointWriter:
         self._staging = Staging()
         # Given to the thread and not waited for yet.
         self._jobs: list[Job] = []
-        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         # What the last checkpoint holds, while training has not changed it.
         self._current: Job | None = None
@@ -133,7 +131,9 @@ class CheckpointWriter:
         self._jobs.append(job)
         if self._thread is None:
             # Nothing is left to wait for at the interpreter's end; what is stuck then stays behind.
-            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+            self._thread = threading.Thread(
+                target=self._work, args=(self._queue,), name="checkpoints", daemon=True
+            )
             self._thread.start()
         self._queue.put(job)
         if wait or not self.asynchronous:
@@ -196,6 +196,14 @@ class CheckpointWriter:
                 job.done.exception()
         self._current = self._last_error = None
 
+    def close(self) -> None:
+        """End the thread after what it does, and free the copy's memory; `save` begins anew."""
+        if self._thread is not None:
+            self._queue.put(None)
+            # What is stuck keeps its queue.
+            self._queue, self._thread = queue.SimpleQueue(), None
+        self._staging, self._current = Staging(), None
+
     def damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint; all processes read it together, some files each.
 
@@ -224,17 +232,18 @@ class CheckpointWriter:
                 "checkpoint_every or a faster disk spares that"
             )
 
-    def _work(self) -> None:
+    def _work(self, jobs: queue.SimpleQueue[Job | None]) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        while True:
-            job = self._queue.get()
+        while job := jobs.get():
             try:
                 self._write(job)
             except BaseException as error:
                 job.done.set_exception(error)
             else:
                 job.done.set_result(None)
+            # Not held until the next one comes.
+            del job
 
     def _write(self, job: Job) -> None:
         partial = job.path.with_name(job.path.name + PARTIAL)
@@ -291,141 +300,6 @@ class CheckpointWriter:
             rank, sentence = failed[0]
             where = f" (process {rank})" if dist.get_world_size() > 1 else ""
             raise SaveError(f"{job.path} was not saved: {sentence}{where}")
-
-
-class _HashingFileSystem(FileSystem):
-    """Notes sizes and hashes of the files it writes, by name; makes no folders."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: Entries = {}
-        self.error: OSError | None = None
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
-        file = None
-        try:
-            with open(path, mode) as raw:
-                file = HashingFile(raw)
-                yield file
-                file.flush()
-        except OSError as error:
-            self.error = error
-            raise
-        finally:
-            if file is not None and file.error:
-                self.error = file.error
-        self.entries[Path(path).name] = file.entry()
-
-    def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
-        super().rename(path, new_path)
-        self.entries[Path(new_path).name] = self.entries.pop(Path(path).name)
-
-    def mkdir(self, path: str | os.PathLike) -> None:
-        # A folder that has vanished with its disk must not come to life on another one.
-        pass
-
-
-class _Planner(DefaultSavePlanner):
-    """Remembers from one checkpoint of a writer to the next who writes what.
-
-    Without it the first process plans for all anew each time, seconds of Python at many processes.
-    """
-
-    def __init__(self, writer: str) -> None:
-        super().__init__(enable_plan_caching=True)
-        # torch keeps plans by this name, for all models of the process.
-        self._cached_plans_key = writer
-
-
-class _HashingWriter(FileSystemWriter):
-    """torch's writer on that file system."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.fs = _HashingFileSystem()
-
-    def write_data(self, *args: Any) -> Any:
-        try:
-            return super().write_data(*args)
-        except Exception as error:
-            # Serialisation in C++ loses the reason.
-            raise (self.fs.error or error) from None
-
-
-def prepare(partial: Path, size: int) -> None:
-    """Make an empty folder for a checkpoint.
-
-    Raises:
-        OSError: its disk has no room for so many bytes.
-    """
-    if partial.exists():
-        shutil.rmtree(partial)
-    free = shutil.disk_usage(partial.parent).free
-    if free < size:
-        raise OSError(
-            f"it takes {size / 1e9:,.2f} GB and the disk has {free / 1e9:,.2f} GB left; make room"
-        )
-    partial.mkdir()
-
-
-def write_tensors(
-    state: dict[str, Any], partial: Path, group: dist.ProcessGroup, plans: str
-) -> Entries:
-    """Write this process's part of a state, and return what it wrote as entries of a manifest.
-
-    `plans` is a name under which plans are kept.
-    """
-    writer = _HashingWriter(partial)
-    dcp.save(state, storage_writer=writer, process_group=group, planner=_Planner(plans))
-    return writer.fs.entries
-
-
-def link(twin: Path, partial: Path) -> Entries | None:
-    """Give another checkpoint's tensors a second name; None where that can't be done."""
-    try:
-        manifest = read_manifest(twin)
-        entries = dict(manifest["files"]) if manifest else {}
-        entries.pop(META)
-        for name in entries:
-            os.link(twin / name, partial / name)
-    except (OSError, ValueError, KeyError):
-        # It failed, was replaced meanwhile, or the file system knows no such names.
-        shutil.rmtree(partial)
-        partial.mkdir()
-        return None
-    return entries
-
-
-def publish(partial: Path, path: Path) -> None:
-    """Give a complete checkpoint its name, in place of one that may have it."""
-    assert (partial / MANIFEST).exists()
-    _to_disk(partial)
-    doomed = path.with_name(path.name + DOOMED)
-    shutil.rmtree(doomed, ignore_errors=True)
-    if path.exists():
-        path.rename(doomed)
-    partial.rename(path)
-    _to_disk(path.parent)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove(path: Path) -> None:
-    """Delete a checkpoint so that no moment shows a damaged one under its name."""
-    doomed = path.with_name(path.name + DOOMED)
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _to_disk(folder: Path) -> None:
-    """Make names in a folder outlive a loss of power, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _sentence(error: BaseException) -> str:

@@ -18,12 +18,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from litmegalodon.models.span import Span
-from litmegalodon.parallel.checkpoint_writing import CheckpointWriter, remove
+from litmegalodon.parallel.checkpoint_storage import remove
+from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
 from litmegalodon.parallel.exchange import ChunkGroup
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.parallel.parallelize import build_mesh
 from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta, refuse_damaged
-from litmegalodon.utils.checkpoints import is_complete, older
+from litmegalodon.utils.checkpoint_manifest import damaged_file
+from litmegalodon.utils.checkpoints import META, is_complete, older
 
 
 class ChunkParallelStrategy(ModelParallelStrategy):
@@ -148,7 +150,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
 
     def when_saved(self, filepath: str | Path, then: Callable[[Path], None]) -> None:
         """What the first process does once the checkpoint is complete that is saved next."""
-        self._then[str(filepath)] = then
+        self._then[str(Path(filepath))] = then
 
     def finish_saving(self) -> None:
         """Wait until all checkpoints are written.
@@ -172,6 +174,8 @@ class ChunkParallelStrategy(ModelParallelStrategy):
     def teardown(self) -> None:
         """Wait for checkpoints on their way, whoever saved them."""
         self.finish_saving()
+        if self._writer is not None:
+            self._writer.close()
         super().teardown()
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
@@ -191,9 +195,14 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         """
         self.writer.wait()
         self.writer.changed()
-        path = self._undamaged(Path(checkpoint_path))
+        path = Path(self.broadcast(checkpoint_path))
+        check = self.lightning_module.check_checkpoint
+        if not is_complete(path) or damaged_file(path, META) is None:
+            # Before all is read: it may not suit.
+            check(read_meta(path, f"ckpt_path={path}"), path)
+        path = self._undamaged(path)
         setting = f"ckpt_path={path}"
-        self.lightning_module.check_checkpoint(read_meta(path, setting), path)
+        check(read_meta(path, setting), path)
         with damaged_is_refused(setting):
             return super().load_checkpoint(path, weights_only=True)
 
@@ -212,7 +221,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
 
     def _undamaged(self, path: Path) -> Path:
         """The checkpoint, or where `may_be_older` the newest whole one of its folder."""
-        path, others = self.broadcast((path, older(path) if is_complete(path) else []))
+        others = self.broadcast(older(path) if self.is_global_zero else [])
         setting, found = f"ckpt_path={path}", []
         for candidate in (path, *others):
             wrong = self.damage(candidate)

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from litmegalodon.parallel import ChunkParallelStrategy
-from litmegalodon.parallel.checkpoint_writing import remove
+from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.utils.checkpoint_manifest import wrong_size
 from litmegalodon.utils.checkpoints import DOOMED, PARTIAL, is_complete, written
 
