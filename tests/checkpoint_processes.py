@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 import train
 from config_helpers import composed
-from litmegalodon.parallel import checkpoint_writing
+from litmegalodon.parallel import checkpoint_storage, checkpoint_writing
 from litmegalodon.utils.settings import check_settings
 
 FORKS = mp.get_context("fork")
@@ -30,14 +30,22 @@ class Run:
         overrides: settings.
         seconds: each process takes so much longer to write its part of a checkpoint, the second
             one three times as long.
+        full: the numbers of the checkpoints for which the last process finds its disk full.
     """
 
     started = 0
 
-    def __init__(self, world: int, folder: Path, *overrides: str, seconds: float = 0.0):
+    def __init__(
+        self,
+        world: int,
+        folder: Path,
+        *overrides: str,
+        seconds: float = 0.0,
+        full: tuple[int, ...] = (),
+    ):
         Run.started += 1
         self.log = folder / f"log-{Run.started}"
-        arguments = (world, folder, self.log, overrides, seconds)
+        arguments = (world, folder, self.log, overrides, seconds, full)
         self.processes = [
             FORKS.Process(target=_work, args=(rank, *arguments), daemon=True)
             for rank in range(world)
@@ -75,7 +83,13 @@ class Run:
 
 
 def _work(
-    rank: int, world: int, folder: Path, log: Path, overrides: tuple[str, ...], seconds: float
+    rank: int,
+    world: int,
+    folder: Path,
+    log: Path,
+    overrides: tuple[str, ...],
+    seconds: float,
+    full: tuple[int, ...],
 ) -> None:
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 1)
@@ -85,8 +99,16 @@ def _work(
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     original = checkpoint_writing.write_tensors
+    create, saves = checkpoint_storage._HashingFileSystem.create_stream, []
+
+    def on_full_disk(self, path, mode):
+        fails = rank == world - 1 and len(saves) in full
+        return create(self, "/dev/full" if fails else path, mode)
+
+    checkpoint_storage._HashingFileSystem.create_stream = on_full_disk
 
     def slow(*args):
+        saves.append(1)
         time.sleep(seconds * (1 + 2 * (rank == 1)) / 2)
         entries = original(*args)
         time.sleep(seconds * (1 + 2 * (rank == 1)) / 2)

@@ -102,6 +102,18 @@ def test_ctrl_c_amid_a_save_lets_it_be_written(undisturbed, tmp_path):
     nothing_left(tmp_path)
 
 
+def test_a_full_disk_of_one_process_fails_the_save_of_all_and_training_goes_on(
+    undisturbed, tmp_path
+):
+    run = Run(2, tmp_path, *SETTINGS, full=(2, 3))
+    assert run.end() == [0, 0], run.said()
+    sentence = "was not saved: No space left on device (process 1); the checkpoints before it are"
+    assert run.said().count(sentence) == 2
+    assert losses(tmp_path / "run") == undisturbed
+    nothing_left(tmp_path)
+    assert newest(tmp_path / "run").name == f"last-step={STEPS:06d}.ckpt"
+
+
 def test_if_the_newest_is_damaged_the_one_before_it_is_taken_with_a_word(undisturbed, tmp_path):
     run = Run(2, tmp_path, *SETTINGS, "trainer.max_steps=12")
     assert run.end() == [0, 0], run.said()

@@ -111,7 +111,7 @@ class CheckpointWriter:
             wait: return when it is written, whatever was asked of the writer.
 
         Raises:
-            SaveError: too many in a row failed, of which this is not one yet.
+            SaveError: too many before it failed in a row.
         """
         twin = None
         if self._current is not None:
@@ -138,6 +138,9 @@ class CheckpointWriter:
         self._queue.put(job)
         if wait or not self.asynchronous:
             self.wait()
+        if wait:
+            # Not a copy, and who saves next may not wait.
+            self._current = None
 
     def changed(self) -> None:
         """Training has changed the tensors: the next checkpoint is not the last one again."""
@@ -191,9 +194,8 @@ class CheckpointWriter:
                 rank_zero_info(f"{job.path} is not written: other processes had not come so far")
                 self._jobs.clear()
                 break
-            else:
-                # Why it failed is said already.
-                job.done.exception()
+            # Why it failed is said already.
+            job.done.exception()
         self._current = self._last_error = None
 
     def close(self) -> None:
