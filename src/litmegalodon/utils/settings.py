@@ -66,6 +66,7 @@ NUMBERS = {
     "model.scheduler.final_ratio": (0, 1, True),
     "trainer.gradient_clip_val": (0, math.inf, False),
     "character_coverage": (0, 1, False),
+    "max_shard_gb": (0, math.inf, False),
 }
 CHOICES = {
     "data.cutting": CUTTINGS,
@@ -79,6 +80,8 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
     "model_type": ("bpe", "unigram"),
+    "from": ("reference", "megalodon-hf", "export"),
+    "format": ("hf", "safetensors", "reference"),
 }
 # Objects that a run can't do without; without one of these there would be nothing to check inside.
 NEEDED = (
@@ -103,6 +106,7 @@ FLAGS = (
     "extras.print_config",
     "extras.tracebacks",
     "overwrite",
+    "accept_different_norm",
 )
 
 
