@@ -290,7 +290,8 @@ class MegalodonModule(lightning.LightningModule):
         if data is not None and (trained_on := meta.get(type(data).__qualname__)):
             data.check_tokenizer(trained_on, setting)
         with damaged_is_refused(setting):
-            wrong = self.trainer.strategy.damage(path) if self._trainer else damage(Path(path))
+            alone = self._trainer is None
+            wrong = damage(Path(path)) if alone else self.trainer.strategy.damage(path)
         refuse_damaged(setting, wrong)
         # Not what the other run remembered of its lanes.
         ours = get_model_state_dict(self)

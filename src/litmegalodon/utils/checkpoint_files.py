@@ -4,6 +4,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,25 @@ def read_meta(path: str | Path, setting: str) -> dict[str, Any]:
 def read_tensors(path: str | Path, tensors: Mapping[str, Tensor], setting: str) -> None:
     """Fill tensors with those of the same names in a checkpoint, in one process.
 
-    However many processes wrote it. All its files are read first, to see whether one is damaged.
-    Nothing that the checkpoint names is run.
+    However many processes wrote it. All its files are read before, to see whether one is damaged,
+    once as long as they stay as they are. Nothing that the checkpoint names is run.
 
     Raises:
         ValueError: a tensor is missing or of another shape, or a file is damaged.
     """
     with damaged_is_refused(setting):
-        wrong = damage(Path(path))
+        files = sorted(Path(path).iterdir())
+        times = tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+        wrong = _damage(Path(path), tuple(files), times)
     refuse_damaged(setting, wrong)
     with damaged_is_refused(setting), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
         dcp.load(dict(tensors), storage_reader=_TensorReader(path), no_dist=True)
+
+
+@lru_cache(maxsize=8)
+def _damage(path: Path, *files: Any) -> str | None:
+    return damage(path)
 
 
 class _TensorReader(FileSystemReader):
