@@ -60,6 +60,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> None:
     """Train; after Ctrl-C say how to go on."""
+    from litmegalodon.parallel import ChunkParallelStrategy
+
+    if isinstance(trainer.strategy, ChunkParallelStrategy):
+        trainer.strategy.may_be_older = cfg.get("ckpt_may_be_older", False)
     try:
         trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     except SystemExit:

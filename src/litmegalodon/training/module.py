@@ -24,7 +24,13 @@ from litmegalodon.models.language_model import LanguageModel
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
-from litmegalodon.utils.checkpoint_files import check_same_model, damaged_is_refused, read_meta
+from litmegalodon.utils.checkpoint_files import (
+    check_same_model,
+    damaged_is_refused,
+    read_meta,
+    refuse_damaged,
+)
+from litmegalodon.utils.checkpoint_manifest import damage
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."
@@ -285,6 +291,10 @@ class MegalodonModule(lightning.LightningModule):
         data = None if self._trainer is None else self.trainer.datamodule
         if data is not None and (trained_on := meta.get(type(data).__qualname__)):
             data.check_tokenizer(trained_on, setting)
+        with damaged_is_refused(setting):
+            alone = self._trainer is None
+            wrong = damage(Path(path)) if alone else self.trainer.strategy.damage(path)
+        refuse_damaged(setting, wrong)
         # Not what the other run remembered of its lanes.
         ours = get_model_state_dict(self)
         weights = {"state_dict": {n: ours[n] for n in ours if n.startswith(MODEL)}}

@@ -4,6 +4,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from litmegalodon.models import kind_of, with_defaults
+from litmegalodon.utils.checkpoint_manifest import damage, damaged_file
 from litmegalodon.utils.checkpoints import FILES, META, is_complete
 
 # What the description of a checkpoint's tensors consists of, by module.
@@ -59,6 +61,12 @@ def check_same_model(ours: Mapping[str, Any], theirs: Mapping[str, Any], setting
         raise ValueError(f"{setting}: is of another model: {listed}; use its settings")
 
 
+def refuse_damaged(setting: str, wrong: str | None, instead: str = "another one") -> None:
+    """Raise ValueError if something is wrong with a checkpoint: `wrong` says what."""
+    if wrong is not None:
+        raise ValueError(f"{setting}: cannot be read, it is damaged: {wrong}; take {instead}")
+
+
 @contextmanager
 def damaged_is_refused(setting: str) -> Iterator[None]:
     """Turn what reading a damaged checkpoint raises into a ValueError that names the setting."""
@@ -92,6 +100,9 @@ def read_meta(path: str | Path, setting: str) -> dict[str, Any]:
             f"{' and '.join(FILES)}; take one of a run's checkpoints/, or ckpt_path=last"
         )
     with damaged_is_refused(setting):
+        wrong = damaged_file(path, META)
+    refuse_damaged(setting, wrong)
+    with damaged_is_refused(setting):
         meta = torch.load(path / META, weights_only=True)
         # What is asked of it later.
         meta["hyper_parameters"]["config"], meta["global_step"]
@@ -101,14 +112,25 @@ def read_meta(path: str | Path, setting: str) -> dict[str, Any]:
 def read_tensors(path: str | Path, tensors: Mapping[str, Tensor], setting: str) -> None:
     """Fill tensors with those of the same names in a checkpoint, in one process.
 
-    However many processes wrote it. Nothing that the checkpoint names is run.
+    However many processes wrote it. All its files are read before, to see whether one is damaged,
+    once as long as they stay as they are. Nothing that the checkpoint names is run.
 
     Raises:
         ValueError: a tensor is missing or of another shape, or a file is damaged.
     """
+    with damaged_is_refused(setting):
+        files = sorted(Path(path).iterdir())
+        times = tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+        wrong = _damage(Path(path), tuple(files), times)
+    refuse_damaged(setting, wrong)
     with damaged_is_refused(setting), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
         dcp.load(dict(tensors), storage_reader=_TensorReader(path), no_dist=True)
+
+
+@lru_cache(maxsize=8)
+def _damage(path: Path, *files: Any) -> str | None:
+    return damage(path)
 
 
 class _TensorReader(FileSystemReader):

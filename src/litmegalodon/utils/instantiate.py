@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
+from litmegalodon.utils.checkpoints import is_complete
 from litmegalodon.utils.errors import cause
-from litmegalodon.utils.printing import tame_lightning
+from litmegalodon.utils.printing import say, tame_lightning
 
 
 def check_device(cfg: DictConfig) -> None:
@@ -114,4 +115,8 @@ def accelerator(name: str) -> str:
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The checkpoint with the best monitored metric; None where there is none."""
     monitored = [callback for callback in trainer.checkpoint_callbacks if callback.monitor]
-    return (monitored[0].best_model_path or None) if monitored else None
+    path = monitored[0].best_model_path if monitored else ""
+    if not path or is_complete(path):
+        return path or None
+    say(f"{path} could not be saved: the weights of the last step take its place")
+    return None

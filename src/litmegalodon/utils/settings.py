@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litmegalodon.data.packing import CUTTINGS, check_cutting
 from litmegalodon.data.store import OnError
@@ -49,6 +49,9 @@ WHOLE_NUMBERS_AT_LEAST = {
     "harness.piece_tokens": 1,
     "harness.max_gen_toks": 1,
     "harness.bootstrap_iters": 0,
+    "callbacks.last_checkpoint.every_n_steps": 1,
+    "callbacks.last_checkpoint.keep": 1,
+    "trainer.strategy.failed_saves": 0,
     **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
@@ -104,6 +107,7 @@ FLAGS = (
     "data.shuffle",
     "data.reset_documents",
     "data.streaming",
+    "trainer.strategy.async_save",
     "extras.ignore_warnings",
     "extras.enforce_tags",
     "extras.print_config",
@@ -290,8 +294,13 @@ def find_checkpoints(cfg: DictConfig) -> None:
     for name in ("ckpt_path", "init_from"):
         if cfg.get(name):
             run_dir = Path(cfg.paths.output_dir)
-            path = checkpoints.find(name, str(cfg[name]), task_dir, run_dir)
+            given = cfg[name]
+            path = checkpoints.find(name, str(given), task_dir, run_dir)
             cfg[name] = str(path)
+            if name == "ckpt_path":
+                # `last` is one that can be read; a checkpoint by its name is that one.
+                with open_dict(cfg):
+                    cfg.ckpt_may_be_older = not str(given).rstrip("/").endswith(path.name)
     if "init_from" in cfg:
         cfg.model.init_from = cfg.init_from
 
