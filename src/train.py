@@ -59,9 +59,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> None:
-    """Train; after Ctrl-C say how to go on."""
+    """Train, again from a checkpoint where the guard asks for it; after Ctrl-C say how to go on."""
+    from litmegalodon.training.callbacks import GoBack
+
+    checkpoint = cfg.ckpt_path
     try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+        while True:
+            try:
+                trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+                return
+            except GoBack as back:
+                checkpoint = back.checkpoint
+                datamodule.move_past(back.cursor, back.places)
     except SystemExit:
         # Lightning's answer to Ctrl-C.
         if not trainer.interrupted:

@@ -1,0 +1,133 @@
+"""What a long run leaves behind: memory that grows, open files, processes.
+
+    python benchmarks/long_run.py [--steps 10000]
+
+Trains the debug model with everything that is on by default, validation, checkpoints and a
+worker for the data included, and compares the resident memory of the first tenth after warm-up
+with that of the last tenth; prints the figures and, with 10,000 steps or more, keeps them in
+results/long-run.json.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from litmegalodon.utils.allocator import keep_freed_memory
+
+ROOT = Path(__file__).parents[1]
+# train.py, and how tests compose a configuration
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+# A part of the run, in which caches and pools fill.
+WARM_UP = 0.1
+
+
+def memory() -> int:
+    """Resident bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> set[str]:
+    """What this process' file descriptors are, by number, but for the one that lists them."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"{path.name}: {path.readlink()}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def children() -> set[str]:
+    """Process ids that this process has started and that are there still."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {pid for path in lists for pid in path.read_text().split()}
+
+
+def long_run(steps: int, folder: Path) -> dict[str, float | list[str]]:
+    """Train, and say what was held and what is left."""
+    from lightning.pytorch import Callback
+
+    from config_helpers import composed
+    from litmegalodon.utils import instantiate
+    from litmegalodon.utils.settings import check_settings
+    from train import train
+
+    class Watch(Callback):
+        """Resident memory after every step."""
+
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def on_train_batch_end(self, *_) -> None:
+            self.seen.append(memory())
+
+    watch = Watch()
+    cfg = composed(
+        "experiment=debug",
+        "trainer.accelerator=cpu",
+        "extras.print_config=false",
+        f"model.scheduler.total_steps={steps}",
+        f"validate_every={max(10, steps // 20)}",
+        f"checkpoint_every={max(5, steps // 20)}",
+        "data.num_workers=1",
+        folder=folder,
+    )
+    check_settings(cfg)
+    # A first short run makes what a process makes once: threads, caches, a process group.
+    first = composed(
+        *("experiment=debug", "trainer.accelerator=cpu", "extras.print_config=false"),
+        *("trainer.max_steps=2", "validate_every=2", "data.num_workers=1"),
+        folder=folder / "first",
+    )
+    check_settings(first)
+    train(first)
+    files, processes = open_files(), children()
+    make_list = instantiate.make_list
+
+    def with_watch(group, name, kind):
+        return make_list(group, name, kind) + ([watch] if name == "callbacks" else [])
+
+    instantiate.make_list = with_watch
+    try:
+        train(cfg)
+    finally:
+        instantiate.make_list = make_list
+    warm = watch.seen[int(WARM_UP * steps) :]
+    part = max(1, len(warm) // 10)
+    early, late = statistics.median(warm[:part]), statistics.median(warm[-part:])
+    return {
+        "steps": len(watch.seen),
+        "mib_after_warm_up": round(early / 2**20, 1),
+        "mib_at_the_end": round(late / 2**20, 1),
+        "growth_percent": round(100 * (late / early - 1), 3),
+        "files_left": sorted(open_files() - files),
+        "processes_left": sorted(children() - processes),
+    }
+
+
+def main() -> None:
+    """Measure this very process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10_000)
+    steps = parser.parse_args().steps
+    keep_freed_memory()
+    os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        found = long_run(steps, Path(folder))
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):20} {value}", flush=True)
+    if steps >= 10_000:
+        import json
+
+        from measure import RESULTS, machine
+
+        text = json.dumps({"machine": machine()} | found, indent=1)
+        (RESULTS / "long-run.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
