@@ -12,13 +12,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 
 from litmegalodon.models.span import Span
 from litmegalodon.parallel.exchange import ChunkGroup
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.parallel.parallelize import build_mesh
-from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta
+from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta, read_state
 
 PARTIAL, DOOMED = ".partial", ".deleted"
 
@@ -132,9 +137,22 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         setting = f"ckpt_path={path}"
-        self.lightning_module.check_checkpoint(read_meta(path, setting), path)
+        meta = read_meta(path, setting)
+        self.lightning_module.check_checkpoint(meta, path)
         with damaged_is_refused(setting):
-            return super().load_checkpoint(path, weights_only=True)
+            self._load_tensors(path)
+        return meta
+
+    def _load_tensors(self, path: Path) -> None:
+        # Lightning's own way unpickles a checkpoint's description freely.
+        model = {"state_dict": get_model_state_dict(self.model)}
+        read_state(path, model)
+        self.model.load_state_dict(model["state_dict"])
+        for i, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{i}"
+            state = {name: get_optimizer_state_dict(self.model, optimizer)}
+            read_state(path, state)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[name])
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:

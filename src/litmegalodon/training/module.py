@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -23,7 +22,12 @@ from litmegalodon.models.megalodon import Megalodon
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
-from litmegalodon.utils.checkpoint_files import check_same_model, damaged_is_refused, read_meta
+from litmegalodon.utils.checkpoint_files import (
+    check_same_model,
+    damaged_is_refused,
+    read_meta,
+    read_state,
+)
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."
@@ -301,7 +305,7 @@ class MegalodonModule(lightning.LightningModule):
         ours = get_model_state_dict(self)
         weights = {"state_dict": {n: ours[n] for n in ours if n.startswith(MODEL)}}
         with damaged_is_refused(setting):
-            dcp.load(weights, checkpoint_id=Path(path))
+            read_state(path, weights)
         self.model.load_state_dict(
             {name.removeprefix(MODEL): value for name, value in weights["state_dict"].items()}
         )
