@@ -10,7 +10,7 @@ from config_helpers import composed
 from litmegalodon.models import Megalodon, MegalodonState
 from litmegalodon.training.module import MegalodonModule
 from litmegalodon.utils.settings import check_settings
-from runs import ROOT, last_checkpoint
+from runs import ROOT, last_checkpoint, metrics
 from train import train
 
 SETTINGS = (
@@ -75,6 +75,12 @@ def trained(folder: Path, *settings: str) -> Path:
     check_settings(cfg)
     train(cfg)
     return folder / "run"
+
+
+def rows(run) -> list[dict[str, str]]:
+    """A run's metrics as written, without those that are times."""
+    timed = "tokens_per_second"
+    return [{k: v for k, v in row.items() if k != timed} for row in metrics(run)]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from callbacks_helpers import Killed
-from guard_helpers import ROWS, Poison, trained, weights
+from guard_helpers import ROWS, Poison, rows, trained, weights
 from litmegalodon.training.callbacks import SpikeGuard
 from litmegalodon.training.callbacks.spike_guard import Spikes
 from runs import ENVIRONMENT, ROOT, losses, metrics
-
-
-def rows(run) -> list[dict[str, str]]:
-    timed = "tokens_per_second"
-    return [{k: v for k, v in row.items() if k != timed} for row in metrics(run)]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ PEER_GONE = re.compile("Connection (closed|reset) by peer|DistNetworkError|DistB
 WORKER_GONE = re.compile(
     r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)", re.DOTALL
 )
+# What torch says where deterministic=true cannot be kept.
+UNDETERMINED = re.compile(r"(?P<what>\S+) does not have a deterministic implementation")
 # An error of a worker of the data loader: its message ends with the traceback there.
 IN_WORKER = re.compile(
     r"Caught \w+ in DataLoader worker.*\n(\w+\.)*\w+Error: (?P<text>.*)", re.DOTALL
@@ -78,9 +80,8 @@ def is_users(error: BaseException) -> bool:
     """Whether an error is about settings or files rather than a bug."""
     if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
         return True
-    if isinstance(error, RuntimeError) and (
-        PEER_GONE.search(str(error)) or WORKER_GONE.search(str(error))
-    ):
+    known = (PEER_GONE, WORKER_GONE, UNDETERMINED)
+    if isinstance(error, RuntimeError) and any(p.search(str(error)) for p in known):
         return True
     # Lightning's is known by name: importing it takes seconds.
     return type(error).__name__ == "MisconfigurationException"
@@ -95,6 +96,11 @@ def explain(error: BaseException) -> str:
         return (
             "data.num_workers: one of the workers was ended, by the system if memory ran out; set"
             " fewer, and go on with ckpt_path=last"
+        )
+    if isinstance(error, RuntimeError) and (found := UNDETERMINED.search(str(error))):
+        return (
+            f"deterministic=true: {found['what']} gives other bits from run to run on this device;"
+            " set deterministic=warn to be told of it and go on"
         )
     if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
         return "another process of this run has ended; what it says is the reason"

@@ -142,6 +142,12 @@ def check_values(cfg: DictConfig) -> None:
     for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
         rule = "must be a number of batches, at least 1, or a part of them as 0.5, at most 1.0"
         _check(cfg, name, _is_amount, rule)
+    _check(
+        cfg,
+        "deterministic",
+        lambda value: isinstance(value, bool) or value == "warn",
+        "must be true, false or warn",
+    )
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
     _check(
