@@ -119,6 +119,20 @@ def test_a_description_with_bytes_flipped_cut_or_swapped_ends_in_a_sentence_or_i
 
 
 @pytest.mark.parametrize(
+    "asks", [b"\x80\x04Nr\xff\xff\xff\xff.", b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"."]
+)
+def test_a_description_gets_no_more_memory_than_it_fills(asks, small):
+    path, whole = small
+    (path / ".metadata").write_bytes(asks)
+    try:
+        with little_memory(), pytest.raises(ValueError, match=r"damaged") as error:
+            read_tensors(path, {}, "setting")
+    finally:
+        (path / ".metadata").write_bytes(whole)
+    assert "MemoryError" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("name", "target"),
     [
         ("data.source", "os.system"),

@@ -119,8 +119,7 @@ class _Reader(FileSystemReader):
     """Reads the description of a checkpoint's tensors without running what it names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with open(self.path / ".metadata", "rb") as file:
-            metadata = _Unpickler(file).load()
+        metadata = _Unpickler(io.BytesIO((self.path / ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(".metadata describes no tensors")
         metadata.storage_meta.load_id = self.load_id
@@ -151,8 +150,19 @@ class _Planner(dcp.DefaultLoadPlanner):
         super().load_bytes(read_item, again)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes what is in `DESCRIPTION`, and calls nothing else."""
+class _Unpickler(pickle._Unpickler):
+    """Makes what is in `DESCRIPTION`, and calls nothing else.
+
+    The one of pickle's two that is written in Python: the other one reserves as much memory as a
+    damaged byte asks for, tens of GB. Twice as slow: 48,000 shards take 1.7 s.
+    """
+
+    # Nor does this one make room for a bytearray of any length.
+    dispatch = {  # noqa: RUF012
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
