@@ -1,5 +1,6 @@
 """What can be known to be wrong with the settings before torch is imported, which takes seconds."""
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -44,6 +45,12 @@ WHOLE_NUMBERS_AT_LEAST = {
     "vocab_size": 1,
     "max_bytes": 1,
     "max_held_out_bytes": 1,
+    "model.seed": 0,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "callbacks.last_checkpoint.every_n_steps": 1,
+    "callbacks.report.prompt_bytes": 0,
+    "callbacks.report.sample_tokens": 0,
     **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
@@ -52,6 +59,8 @@ MAY_BE_NULL = {
     "trainer.gradient_clip_val",
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
+    "trainer.check_val_every_n_epoch",
+    "data.chunk_size",
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
@@ -61,7 +70,11 @@ NUMBERS = {
     "model.optimizer.weight_decay": (0, math.inf, True),
     "model.scheduler.initial_ratio": (0, 1, True),
     "model.scheduler.final_ratio": (0, 1, True),
+    "model.scheduler.cycles": (0, math.inf, False),
+    "data.source.validation_fraction": (0, 1, False),
+    "data.source.max_validation_document": (0, 1, False),
     "trainer.gradient_clip_val": (0, math.inf, False),
+    "trainer.strategy.timeout_minutes": (0, math.inf, False),
     "character_coverage": (0, 1, False),
 }
 CHOICES = {
@@ -75,6 +88,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
+    "callbacks.best_checkpoint.mode": ("min", "max"),
     "model_type": ("bpe", "unigram"),
 }
 # Objects that a run can't do without; without one of these there would be nothing to check inside.
@@ -91,6 +105,10 @@ FLAGS = (
     "test",
     "model.compile",
     "model.activation_checkpointing",
+    "model.optimizer._partial_",
+    "model.scheduler._partial_",
+    "trainer.use_distributed_sampler",
+    "trainer.enable_model_summary",
     "data.shuffle",
     "data.reset_documents",
     "data.streaming",
@@ -100,6 +118,20 @@ FLAGS = (
     "extras.tracebacks",
     "overwrite",
 )
+# Text; where null is allowed as well it has a meaning.
+TEXTS = {
+    # What the others are made of comes first.
+    **{f"paths.{name}_dir": False for name in ("root", "data", "log", "output", "work")},
+    "task_name": False,
+    "optimized_metric": True,
+    "data.source.root": True,
+    "trainer.default_root_dir": True,
+    "callbacks.last_checkpoint.dirpath": False,
+    "callbacks.best_checkpoint.dirpath": False,
+    "callbacks.report.dirpath": False,
+    "callbacks.spike_guard.dirpath": False,
+    "logger.csv.save_dir": False,
+}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -137,6 +169,14 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg, name, choices.__contains__, f"must be {', '.join(choices[:-1])} or {choices[-1]}"
         )
+    for name, may_be_null in TEXTS.items():
+        _check(
+            cfg,
+            name,
+            lambda value, null=may_be_null: isinstance(value, str) or (null and value is None),
+            "must be text, or null" if may_be_null else "must be text",
+        )
+    check_targets(cfg, "")
     for name in FLAGS:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
     for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
@@ -158,6 +198,21 @@ def check_values(cfg: DictConfig) -> None:
     )
 
 
+def check_targets(node: DictConfig, name: str) -> None:
+    """What each `_target_` in a node names could be there."""
+    for key, value in node.items():
+        inner = f"{name}.{key}" if name else str(key)
+        if key == "_target_":
+            module = value.partition(".")[0] if isinstance(value, str) else ""
+            if not module.isidentifier() or importlib.util.find_spec(module) is None:
+                raise ValueError(
+                    f"{inner}={value}: must name a class or function of an installed package, as"
+                    " litmegalodon.data.ByteTokenizer"
+                )
+        elif OmegaConf.is_dict(value):
+            check_targets(value, inner)
+
+
 def check_data(cfg: DictConfig) -> None:
     """Rows of lanes are whole chunks."""
     data = cfg.data
@@ -171,6 +226,8 @@ def check_model(cfg: DictConfig) -> None:
     tokenizer = _make(cfg.data.tokenizer)
     _make(cfg.data.source)
     model = _make(cfg.model.config)
+    # By default the model's: only now it is known to be a number.
+    _check(cfg, "data.chunk_size", _is_whole(1), "must be a whole number, at least 1")
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
@@ -255,6 +312,8 @@ def check_purpose(cfg: DictConfig) -> None:
 
 def check_tags(cfg: DictConfig) -> None:
     """A run can be found again."""
+    if not OmegaConf.is_list(cfg.tags) or not all(isinstance(tag, str) for tag in cfg.tags):
+        raise ValueError(f"tags={cfg.tags}: must be a list of texts, as tags=[dev]")
     if cfg.extras.enforce_tags and not cfg.tags:
         raise ValueError(
             "tags=[]: give at least one, as tags=[dev], or allow none: extras.enforce_tags=false"
