@@ -3,11 +3,8 @@
 import os
 import pickle
 import re
-import resource
 import shutil
 import warnings
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from config_helpers import composed
+from damage import damaged, little_memory
 from eval import evaluate
 from guard_helpers import SETTINGS, trained
 from litmegalodon.utils.checkpoint_files import read_state, read_tensors
@@ -71,18 +69,6 @@ def test_what_a_checkpoints_entries_ask_to_run_is_not_run(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-@contextmanager
-def little_memory():
-    """A GiB more than is in use: a pickle can ask for room for as many objects as it likes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A checkpoint of two tensors, and its description."""
@@ -96,18 +82,7 @@ def small(tmp_path_factory):
 @given(data=st.data())
 def test_a_description_with_bytes_flipped_cut_or_swapped_ends_in_a_sentence_or_is_read(data, small):
     path, whole = small
-    place = st.integers(0, len(whole) - 1)
-    kind = data.draw(st.sampled_from(["flip", "cut", "swap"]))
-    damaged = bytearray(whole)
-    if kind == "flip":
-        for i in data.draw(st.lists(place, min_size=1, max_size=8)):
-            damaged[i] ^= data.draw(st.integers(1, 255))
-    elif kind == "cut":
-        del damaged[data.draw(place) :]
-    else:
-        i, j = sorted(data.draw(st.tuples(place, place)))
-        damaged[i:] = damaged[j:] + damaged[i:j]
-    (path / ".metadata").write_bytes(damaged)
+    (path / ".metadata").write_bytes(data.draw(damaged(whole)))
     tensors = {"a": torch.zeros(6), "b": torch.zeros(2, 3)}
     try:
         with little_memory():
