@@ -73,6 +73,7 @@ def long_run(steps: int, folder: Path) -> dict[str, float | list[str]]:
         f"model.scheduler.total_steps={steps}",
         f"validate_every={max(10, steps // 20)}",
         f"checkpoint_every={max(5, steps // 20)}",
+        "trainer.limit_val_batches=2",
         "data.num_workers=1",
         folder=folder,
     )
