@@ -9,10 +9,13 @@ results/long-run.json.
 """
 
 import argparse
+import gc
 import os
+import re
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from litmegalodon.utils.allocator import keep_freed_memory
@@ -30,13 +33,16 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_files() -> set[str]:
-    """What this process' file descriptors are, by number, but for the one that lists them."""
-    found = set()
+def open_files() -> Counter[str]:
+    """How many files of each name this process has open; sockets and pipes are of one name."""
+    # What has only reached the end of its use is closed.
+    gc.collect()
+    found: Counter[str] = Counter()
     for path in Path("/proc/self/fd").iterdir():
         try:
-            found.add(f"{path.name}: {path.readlink()}")
+            found[re.sub(r":\[\d+\]", "", str(path.readlink()))] += 1
         except FileNotFoundError:
+            # The one that lists them.
             continue
     return found
 
@@ -105,7 +111,7 @@ def long_run(steps: int, folder: Path) -> dict[str, float | list[str]]:
         "mib_after_warm_up": round(early / 2**20, 1),
         "mib_at_the_end": round(late / 2**20, 1),
         "growth_percent": round(100 * (late / early - 1), 3),
-        "files_left": sorted(open_files() - files),
+        "files_left": sorted((open_files() - files).elements()),
         "processes_left": sorted(children() - processes),
     }
 

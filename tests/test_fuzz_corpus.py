@@ -24,7 +24,7 @@ def whole(request, tmp_path_factory):
     return path, path.read_bytes()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_bytes_give_documents_or_are_left_out(whole, data):
     path, content = whole

@@ -100,7 +100,8 @@ def test_every_setting_with_a_wrong_type_and_a_wrong_value_is_named(base, capsys
     assert tried >= 500
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_value_at_any_setting_is_taken_or_named(data, base):
     key = data.draw(st.sampled_from(list(leaves(base))))
@@ -169,14 +170,8 @@ FUZZ = {
 }
 
 
-@settings(max_examples=2, **FUZZ)
-@given(overrides=valid())
-def test_valid_settings_train_two_steps(overrides, tmp_path_factory):
-    trains(overrides, tmp_path_factory.mktemp("run"))
-
-
 @pytest.mark.slow
 @settings(max_examples=10, **FUZZ)
 @given(overrides=valid())
-def test_many_valid_settings_train_two_steps(overrides, tmp_path_factory):
+def test_valid_settings_train_two_steps(overrides, tmp_path_factory):
     trains(overrides, tmp_path_factory.mktemp("run"))

@@ -30,8 +30,9 @@ def test_a_run_without_accidents_is_the_same_bit_for_bit_with_the_guard(sound, t
     assert not (guarded / "bad_batches").exists()
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("loss", "32-true"), ("gradient", "32-true"), ("loss", "bf16-mixed")]
+)
 def test_a_bad_step_is_skipped_counted_and_written_down(kind, precision, monkeypatch, tmp_path):
     Poison(monkeypatch, kind, {1, 3})
     run = trained(
@@ -83,7 +84,7 @@ def test_lanes_do_not_keep_a_memory_that_is_not_finite(monkeypatch, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("cutting", ["packed", "lanes"])
+@pytest.mark.parametrize("cutting", ["packed", pytest.param("lanes", marks=pytest.mark.slow)])
 def test_after_several_in_a_row_the_run_goes_back_and_reads_on_behind_them(
     cutting, monkeypatch, tmp_path
 ):
