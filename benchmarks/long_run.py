@@ -55,23 +55,18 @@ def children() -> set[str]:
 
 def long_run(steps: int, folder: Path) -> dict[str, float | list[str]]:
     """Train, and say what was held and what is left."""
-    from lightning.pytorch import Callback
-
     from config_helpers import composed
-    from litmegalodon.utils import instantiate
+    from litmegalodon.training.module import MegalodonModule
     from litmegalodon.utils.settings import check_settings
     from train import train
 
-    class Watch(Callback):
-        """Resident memory after every step."""
+    seen: list[int] = []
+    step = MegalodonModule.optimizer_step
 
-        def __init__(self) -> None:
-            self.seen: list[int] = []
+    def watched(module, *args, **kwargs) -> None:
+        step(module, *args, **kwargs)
+        seen.append(memory())
 
-        def on_train_batch_end(self, *_) -> None:
-            self.seen.append(memory())
-
-    watch = Watch()
     cfg = composed(
         "experiment=debug",
         "trainer.accelerator=cpu",
@@ -93,21 +88,16 @@ def long_run(steps: int, folder: Path) -> dict[str, float | list[str]]:
     check_settings(first)
     train(first)
     files, processes = open_files(), children()
-    make_list = instantiate.make_list
-
-    def with_watch(group, name, kind):
-        return make_list(group, name, kind) + ([watch] if name == "callbacks" else [])
-
-    instantiate.make_list = with_watch
+    MegalodonModule.optimizer_step = watched
     try:
         train(cfg)
     finally:
-        instantiate.make_list = make_list
-    warm = watch.seen[int(WARM_UP * steps) :]
+        MegalodonModule.optimizer_step = step
+    warm = seen[int(WARM_UP * steps) :]
     part = max(1, len(warm) // 10)
     early, late = statistics.median(warm[:part]), statistics.median(warm[-part:])
     return {
-        "steps": len(watch.seen),
+        "steps": len(seen),
         "mib_after_warm_up": round(early / 2**20, 1),
         "mib_at_the_end": round(late / 2**20, 1),
         "growth_percent": round(100 * (late / early - 1), 3),
