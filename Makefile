@@ -1,15 +1,19 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval generate plan data bench kernels test test-slow test-all lint format docs clean
+.PHONY: help setup doctor lock audit train eval generate plan data bench kernels test test-slow test-all lint format docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # The first of these that runs; another one: make setup PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
 # An extra package index, for example PyTorch's own one of small CPU builds
 TORCH_INDEX ?=
+# LOCK=1: exactly what requirements.lock names, hashes checked
+LOCK ?=
 # EXP=name is experiment=name; ARGS="..." goes to the script as it is
 EXP ?=
 CKPT ?=
@@ -33,8 +37,23 @@ $(STAMP): pyproject.toml
 		{ echo "error: PYTHON=$(PYTHON): has no venv module; install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "Installing into .venv: the first time takes some minutes, torch is large."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[test]"
+ifeq ($(LOCK),)
+	$(PIP) $(INDEX) --editable ".[test]"
+else
+	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(PIP) $(INDEX) "$$(sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml)"
+	$(PIP) --no-deps --no-build-isolation --editable .
+endif
 	@touch $@
+
+doctor: ## What this machine offers a run, and what is wrong with it
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/doctor.py $(ARGS)
+
+lock: $(STAMP) ## Pin the versions installed here in requirements.lock, with hashes; needs uv
+	$(BIN)/python scripts/lock.py
+
+audit: $(STAMP) ## Check the installed packages, also for known vulnerabilities; needs pip-audit
+	$(BIN)/python scripts/audit.py
 
 train: $(STAMP) ## Train: the experiment `tiny`, or EXP=name; ARGS="trainer.max_steps=100 seed=2"
 	$(BIN)/python src/train.py $(if $(EXP),experiment=$(EXP)) $(ARGS)

@@ -59,13 +59,21 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> None:
-    """Train; after Ctrl-C say how to go on."""
+    """Train, again from a checkpoint where the guard asks for it; after Ctrl-C say how to go on."""
     from litmegalodon.parallel import ChunkParallelStrategy
+    from litmegalodon.training.callbacks import GoBack
 
     if isinstance(trainer.strategy, ChunkParallelStrategy):
         trainer.strategy.may_be_older = cfg.get("ckpt_may_be_older", False)
+    checkpoint = cfg.ckpt_path
     try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+        while True:
+            try:
+                trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+                return
+            except GoBack as back:
+                checkpoint = back.checkpoint
+                datamodule.move_past(back.cursor, back.places)
     except SystemExit:
         # Lightning's answer to Ctrl-C.
         if not trainer.interrupted:

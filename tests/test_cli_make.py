@@ -12,7 +12,7 @@ import pytest
 from runs import ROOT
 
 # A make that runs these tests hands its own flags and variables down.
-OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PROMPT", "PYTHON", "TORCH_INDEX")
+OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PROMPT", "PYTHON", "TORCH_INDEX", "LOCK")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
 
 

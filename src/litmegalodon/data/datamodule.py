@@ -92,6 +92,8 @@ class TextDataModule(LightningDataModule):
         self.on_error = OnError(on_error)
         self._opening = Opening(tokenizer, self.on_error, in_memory_limit)
         self._position = Position()
+        # Where the next checkpoint that is loaded leaves the position, in place of its own.
+        self._ahead: tuple[int, torch.Tensor | None] | None = None
         self._parts: list[Part] | None = None
         self._held_out: HeldOut | None = None
         # Rows in any order; no rows of training where there are slots.
@@ -210,10 +212,20 @@ class TextDataModule(LightningDataModule):
         self.check(state_dict)
         if not self._is_fitting():
             return
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            self.trained(*ahead)
+            return
         places = state_dict.get("places")
         if places is not None:
             places = torch.tensor(places)[self._slots()]
         self.trained(state_dict["cursor"], places)
+
+    def move_past(self, cursor: int, places: torch.Tensor | None = None) -> None:
+        """Read on behind `cursor`, and from this process' `places`, once the next checkpoint is
+        loaded: what lies between is left out.
+        """
+        self._ahead = (cursor, places)
 
     def check(self, state_dict: Mapping[str, Any]) -> None:
         """ValueError if these settings give other batches than a checkpoint's.

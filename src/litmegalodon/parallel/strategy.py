@@ -13,7 +13,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
@@ -23,7 +27,12 @@ from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
 from litmegalodon.parallel.exchange import ChunkGroup
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.parallel.parallelize import build_mesh
-from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta, refuse_damaged
+from litmegalodon.utils.checkpoint_files import (
+    damaged_is_refused,
+    read_meta,
+    read_state,
+    refuse_damaged,
+)
 from litmegalodon.utils.checkpoint_manifest import damaged_file
 from litmegalodon.utils.checkpoints import META, is_complete, older
 
@@ -202,9 +211,22 @@ class ChunkParallelStrategy(ModelParallelStrategy):
             check(read_meta(path, f"ckpt_path={path}"), path)
         path = self._undamaged(path)
         setting = f"ckpt_path={path}"
-        check(read_meta(path, setting), path)
+        meta = read_meta(path, setting)
+        check(meta, path)
         with damaged_is_refused(setting):
-            return super().load_checkpoint(path, weights_only=True)
+            self._load_tensors(path)
+        return meta
+
+    def _load_tensors(self, path: Path) -> None:
+        # Lightning's own way unpickles a checkpoint's description freely.
+        model = {"state_dict": get_model_state_dict(self.model)}
+        read_state(path, model)
+        self.model.load_state_dict(model["state_dict"])
+        for i, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{i}"
+            state = {name: get_optimizer_state_dict(self.model, optimizer)}
+            read_state(path, state)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[name])
 
     def damage(self, path: str | Path) -> str | None:
         """What is wrong with a checkpoint, found by all processes together; None: nothing."""

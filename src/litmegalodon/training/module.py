@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -28,6 +27,7 @@ from litmegalodon.utils.checkpoint_files import (
     check_same_model,
     damaged_is_refused,
     read_meta,
+    read_state,
     refuse_damaged,
 )
 from litmegalodon.utils.checkpoint_manifest import damage
@@ -83,6 +83,8 @@ class MegalodonModule(lightning.LightningModule):
         self.lanes: LaneMemory | None = None
         # Takes the place of the test: anything with read(model, batch) and results(is_main).
         self.examiner: nn.Module | None = None
+        # Decides whether a step is made: anything with admits(loss, norm, own_loss) and counts().
+        self.guard: Any = None
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens,
         # padding.
         self._step_sums: Tensor | None = None
@@ -180,7 +182,9 @@ class MegalodonModule(lightning.LightningModule):
             raise ValueError(
                 f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
             )
-        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+        own = self._step_sums
+        # The sum over the ranks may be made in place.
+        sums = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
         nll, valid, padding = sums.tolist()
         self._step_sums = None
         # FSDP has averaged over the ranks and Lightning over the micro-batches.
@@ -191,15 +195,30 @@ class MegalodonModule(lightning.LightningModule):
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
         if gradient_clip_val is not None:
             scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
-        shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-        torch._foreach_mul_(shards, scale)
-        self.log("train/loss", nll / max(valid, 1), prog_bar=True)
+        loss = nll / max(valid, 1)
+        if self._admits(loss, norm, own):
+            shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+            torch._foreach_mul_(shards, scale)
+        else:
+            # torch's optimizers leave a parameter without a gradient alone, and its moments.
+            self.zero_grad(set_to_none=True)
+            if self.lanes is not None:
+                self.lanes.mend()
+        self.log("train/loss", loss, prog_bar=True)
         self.log("train/grad_norm", norm)
         self.log("data/utilisation", 1.0 - padding / self._step_tokens)
         self._step_tokens -= int(padding)
         if (left_out := self._last_batch.get("left_out")) is not None:
             left_out = left_out.to(norm.device, torch.float64)
             self.log("data/left_out", self.trainer.strategy.reduce(left_out, reduce_op="sum"))
+
+    def _admits(self, loss: float, norm: Tensor, own_sums: Tensor) -> bool:
+        """Whether the guard lets the step be made; its word is the same on all ranks."""
+        if self.guard is None:
+            return True
+        admitted = self.guard.admits(loss, float(norm), float(own_sums[0]))
+        self.log_dict(self.guard.counts())
+        return admitted
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         batch, span = self.trainer.strategy.share(batch)
@@ -299,7 +318,7 @@ class MegalodonModule(lightning.LightningModule):
         ours = get_model_state_dict(self)
         weights = {"state_dict": {n: ours[n] for n in ours if n.startswith(MODEL)}}
         with damaged_is_refused(setting):
-            dcp.load(weights, checkpoint_id=Path(path))
+            read_state(path, weights)
         self.model.load_state_dict(
             {name.removeprefix(MODEL): value for name, value in weights["state_dict"].items()}
         )

@@ -21,6 +21,11 @@ PEER_GONE = re.compile("Connection (closed|reset) by peer|DistNetworkError|DistB
 WORKER_GONE = re.compile(
     r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)", re.DOTALL
 )
+# What torch says where deterministic=true cannot be kept.
+UNDETERMINED = re.compile(r"(?P<what>\S+) does not have a deterministic implementation")
+# What Hydra says of a `_target_` that is not there.
+NO_TARGET = re.compile(r"Error (?:locating|loading) (?:target )?'(?P<target>[^']+)'")
+FULL_KEY = re.compile(r"full_key: (?P<key>\S+)")
 # An error of a worker of the data loader: its message ends with the traceback there.
 IN_WORKER = re.compile(
     r"Caught \w+ in DataLoader worker.*\n(\w+\.)*\w+Error: (?P<text>.*)", re.DOTALL
@@ -70,6 +75,9 @@ def one_line(tracebacks: bool = False) -> Iterator[None]:
 def cause(error: BaseException) -> BaseException:
     """The error that a config's object raised, without Hydra's wrapping."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        if NO_TARGET.search(str(error)):
+            # What is wrong is the name of the object: nothing was made that could raise.
+            break
         error = error.__cause__
     return error
 
@@ -78,9 +86,8 @@ def is_users(error: BaseException) -> bool:
     """Whether an error is about settings or files rather than a bug."""
     if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
         return True
-    if isinstance(error, RuntimeError) and (
-        PEER_GONE.search(str(error)) or WORKER_GONE.search(str(error))
-    ):
+    known = (PEER_GONE, WORKER_GONE, UNDETERMINED)
+    if isinstance(error, RuntimeError) and any(p.search(str(error)) for p in known):
         return True
     # Lightning's is known by name: importing it takes seconds.
     return type(error).__name__ == "MisconfigurationException"
@@ -96,10 +103,19 @@ def explain(error: BaseException) -> str:
             "data.num_workers: one of the workers was ended, by the system if memory ran out; set"
             " fewer, and go on with ckpt_path=last"
         )
+    if isinstance(error, RuntimeError) and (found := UNDETERMINED.search(str(error))):
+        return (
+            f"deterministic=true: {found['what']} gives other bits from run to run on this device;"
+            " set deterministic=warn to be told of it and go on"
+        )
     if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
         return "another process of this run has ended; what it says is the reason"
     found = IN_WORKER.match(str(error))
     text = " ".join((found["text"] if found else str(error)).split())
+    if isinstance(error, InstantiationException) and (found := NO_TARGET.search(text)):
+        key = FULL_KEY.search(text)
+        name = f"{key['key']}._target_" if key else "_target_"
+        return f"{name}={found['target']}: cannot be imported; name a class or function that can"
     if "Could not override" in text:
         key = text.split("'")[1]
         return f"{key}: there is no such setting; --help lists them, +{key}=... adds one"

@@ -69,6 +69,7 @@ def make_trainer(cfg: DictConfig) -> Trainer:
         "logger": make_list(cfg.get("logger"), "logger", Logger) or False,
         # Where no callback saves checkpoints, Lightning would add one that does.
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "deterministic": cfg.get("deterministic", False),
     }
     if "validate_every" in cfg and "val_check_interval" not in cfg.trainer:
         # Lightning counts micro-batches here.

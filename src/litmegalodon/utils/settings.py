@@ -1,5 +1,6 @@
 """What can be known to be wrong with the settings before torch is imported, which takes seconds."""
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -52,6 +53,11 @@ WHOLE_NUMBERS_AT_LEAST = {
     "callbacks.last_checkpoint.every_n_steps": 1,
     "callbacks.last_checkpoint.keep": 1,
     "trainer.strategy.failed_saves": 0,
+    "model.seed": 0,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "callbacks.report.prompt_bytes": 0,
+    "callbacks.report.sample_tokens": 0,
     **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
@@ -61,6 +67,8 @@ MAY_BE_NULL = {
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
     "harness.limit",
+    "trainer.check_val_every_n_epoch",
+    "data.chunk_size",
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
@@ -70,7 +78,11 @@ NUMBERS = {
     "model.optimizer.weight_decay": (0, math.inf, True),
     "model.scheduler.initial_ratio": (0, 1, True),
     "model.scheduler.final_ratio": (0, 1, True),
+    "model.scheduler.cycles": (0, math.inf, False),
+    "data.source.validation_fraction": (0, 1, False),
+    "data.source.max_validation_document": (0, 1, False),
     "trainer.gradient_clip_val": (0, math.inf, False),
+    "trainer.strategy.timeout_minutes": (0, math.inf, False),
     "character_coverage": (0, 1, False),
     "max_shard_gb": (0, math.inf, False),
 }
@@ -86,6 +98,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
     "harness.dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
+    "callbacks.best_checkpoint.mode": ("min", "max"),
     "model_type": ("bpe", "unigram"),
     "from": ("reference", "megalodon-hf", "export"),
     "format": ("hf", "safetensors", "reference"),
@@ -104,6 +117,10 @@ FLAGS = (
     "test",
     "model.compile",
     "model.activation_checkpointing",
+    "model.optimizer._partial_",
+    "model.scheduler._partial_",
+    "trainer.use_distributed_sampler",
+    "trainer.enable_model_summary",
     "data.shuffle",
     "data.reset_documents",
     "data.streaming",
@@ -116,6 +133,20 @@ FLAGS = (
     "harness.log_samples",
     "accept_different_norm",
 )
+# Text; where null is allowed as well it has a meaning.
+TEXTS = {
+    # What the others are made of comes first.
+    **{f"paths.{name}_dir": False for name in ("root", "data", "log", "output", "work")},
+    "task_name": False,
+    "optimized_metric": True,
+    "data.source.root": True,
+    "trainer.default_root_dir": True,
+    "callbacks.last_checkpoint.dirpath": False,
+    "callbacks.best_checkpoint.dirpath": False,
+    "callbacks.report.dirpath": False,
+    "callbacks.spike_guard.dirpath": False,
+    "logger.csv.save_dir": False,
+}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -154,11 +185,25 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg, name, choices.__contains__, f"must be {', '.join(choices[:-1])} or {choices[-1]}"
         )
+    for name, may_be_null in TEXTS.items():
+        _check(
+            cfg,
+            name,
+            lambda value, null=may_be_null: isinstance(value, str) or (null and value is None),
+            "must be text, or null" if may_be_null else "must be text",
+        )
+    check_targets(cfg, "")
     for name in FLAGS:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
     for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
         rule = "must be a number of batches, at least 1, or a part of them as 0.5, at most 1.0"
         _check(cfg, name, _is_amount, rule)
+    _check(
+        cfg,
+        "deterministic",
+        lambda value: isinstance(value, bool) or value == "warn",
+        "must be true, false or warn",
+    )
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
     _check(
@@ -167,6 +212,21 @@ def check_values(cfg: DictConfig) -> None:
         lambda value: value == -1,
         "training is counted in steps, set trainer.max_steps instead",
     )
+
+
+def check_targets(node: DictConfig, name: str) -> None:
+    """What each `_target_` in a node names could be there."""
+    for key, value in node.items():
+        inner = f"{name}.{key}" if name else str(key)
+        if key == "_target_":
+            module = value.partition(".")[0] if isinstance(value, str) else ""
+            if not module.isidentifier() or importlib.util.find_spec(module) is None:
+                raise ValueError(
+                    f"{inner}={value}: must name a class or function of an installed package, as"
+                    " litmegalodon.data.ByteTokenizer"
+                )
+        elif OmegaConf.is_dict(value):
+            check_targets(value, inner)
 
 
 def check_data(cfg: DictConfig) -> None:
@@ -183,6 +243,8 @@ def check_model(cfg: DictConfig) -> None:
     _make(cfg.data.source)
     model = _make(cfg.model.config)
     model.check_impl(cfg.model.impl)
+    # By default the model's: only now it is known to be a number.
+    _check(cfg, "data.chunk_size", _is_whole(1), "must be a whole number, at least 1")
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
@@ -277,6 +339,8 @@ def check_purpose(cfg: DictConfig) -> None:
 
 def check_tags(cfg: DictConfig) -> None:
     """A run can be found again."""
+    if not OmegaConf.is_list(cfg.tags) or not all(isinstance(tag, str) for tag in cfg.tags):
+        raise ValueError(f"tags={cfg.tags}: must be a list of texts, as tags=[dev]")
     if cfg.extras.enforce_tags and not cfg.tags:
         raise ValueError(
             "tags=[]: give at least one, as tags=[dev], or allow none: extras.enforce_tags=false"

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from litmegalodon.parallel import ChunkParallelStrategy
 from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.utils.checkpoint_manifest import wrong_size
-from litmegalodon.utils.checkpoints import DOOMED, PARTIAL, is_complete, written
+from litmegalodon.utils.checkpoints import DOOMED, META, PARTIAL, is_complete, written
 
 
 class _OwnedCheckpoint(ModelCheckpoint):
@@ -83,7 +83,8 @@ class _OwnedCheckpoint(ModelCheckpoint):
         self._last_global_step_saved = trainer.global_step
         resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         ours = resumed is not None and Path(self.dirpath).resolve() in resumed.parents
-        self._foreign = set() if ours else set(self._present())
+        # A run that went back to a checkpoint of its own is still the same run.
+        self._foreign = self._foreign if ours else set(self._present())
         if self._foreign:
             rank_zero_info(
                 f"{self.dirpath} holds {self.kind} checkpoints of an earlier run, which are kept: "
@@ -107,6 +108,12 @@ class _OwnedCheckpoint(ModelCheckpoint):
             and not trainer.sanity_checking
             and not trainer.fast_dev_run
             and trainer.global_step != self._last_global_step_saved
+            # What is saved amid steps that are skipped could not be gone back to: only at the end.
+            and (
+                trainer.should_stop
+                or trainer.global_step == trainer.max_steps
+                or all(getattr(callback, "may_save", True) for callback in trainer.callbacks)
+            )
         )
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -265,6 +272,14 @@ class BestCheckpoint(_OwnedCheckpoint):
         return {name: getattr(self, name) for name in names} | {
             "best_k_models": dict(self.best_k_models)
         }
+
+
+def newest_of_run(trainer: Trainer) -> str | None:
+    """The checkpoint of this run that was finished last, that it was resumed from included."""
+    kinds = [c for c in trainer.checkpoint_callbacks if isinstance(c, _OwnedCheckpoint)]
+    own = [p for c in kinds for p in c._present() if p not in c._foreign and is_complete(p)]
+    newest = max(own, key=lambda path: (path / META).stat().st_mtime_ns, default=None)
+    return str(newest) if newest is not None else trainer.ckpt_path
 
 
 def _amid_accumulation(trainer: Trainer) -> bool:
