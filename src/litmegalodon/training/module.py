@@ -80,6 +80,9 @@ class MegalodonModule(lightning.LightningModule):
         # padding.
         self._step_sums: Tensor | None = None
         self._last_batch: Batch | None = None
+        # What this process was asked, above zero to stop, and whether any was when the last step
+        # was made; see callbacks.Interruptions.
+        self.asked_to_stop, self.any_asked_to_stop = 0, False
         # Tokens trained on, over all ranks: in the steps made, and in the one being made.
         self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
@@ -172,8 +175,10 @@ class MegalodonModule(lightning.LightningModule):
             raise ValueError(
                 f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
             )
-        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
-        nll, valid, padding = sums.tolist()
+        asked = self._step_sums.new_tensor([self.asked_to_stop])
+        sums = torch.cat([self._step_sums, asked])
+        nll, valid, padding, asked = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        self.any_asked_to_stop = asked > 0
         self._step_sums = None
         # FSDP has averaged over the ranks and Lightning over the micro-batches.
         averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches

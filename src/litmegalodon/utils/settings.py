@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ MAY_BE_NULL = {
     "data.val_seq_len",
     "data.val_batch_size",
     "trainer.gradient_clip_val",
+    "trainer.max_time",
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
 }
@@ -144,6 +146,7 @@ def check_values(cfg: DictConfig) -> None:
         _check(cfg, name, _is_amount, rule)
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
+    _check(cfg, "trainer.max_time", _is_time, "must be days:hours:minutes:seconds, 00:12:00:00")
     _check(
         cfg,
         "trainer.max_epochs",
@@ -304,6 +307,10 @@ def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
 def _is_amount(value: Any) -> bool:
     """A whole number from 1, or a float in (0, 1]."""
     return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+(:\d\d){3}", value) is not None
 
 
 def _are_betas(value: Any) -> bool:
