@@ -209,9 +209,12 @@ def check_processes(cfg: DictConfig) -> None:
             " command per setting: for seed in 1 2 3; do python src/train.py seed=$seed ...; done"
         )
     folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-    if "TORCHELASTIC_RUN_ID" in os.environ and not folder_given:
+    starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_ID" in os.environ:
+        starter = "srun"
+    if starter and not folder_given:
         raise ValueError(
-            "hydra.run.dir: torchrun's processes would each make a folder of their own; give them"
+            f"hydra.run.dir: {starter}'s processes would each make a folder of their own; give them"
             " one, as hydra.run.dir=logs/train/runs/my_run"
         )
 
@@ -268,9 +271,11 @@ def find_checkpoints(cfg: DictConfig) -> None:
     task_dir = Path(cfg.paths.log_dir) / (cfg.get("last_of") or cfg.task_name)
     for name in ("ckpt_path", "init_from"):
         if cfg.get(name):
-            run_dir = Path(cfg.paths.output_dir)
+            # `auto` is for a run that goes on.
+            own = name == "ckpt_path" and cfg.get("train")
+            run_dir = Path(cfg.paths.output_dir) if own or cfg[name] == "last" else None
             path = checkpoints.find(name, str(cfg[name]), task_dir, run_dir)
-            cfg[name] = str(path)
+            cfg[name] = None if path is None else str(path)
     if "init_from" in cfg:
         cfg.model.init_from = cfg.init_from
 

@@ -4,5 +4,13 @@ from litmegalodon.training.callbacks.checkpoint import BestCheckpoint, LastCheck
 from litmegalodon.training.callbacks.interruptions import Interruptions
 from litmegalodon.training.callbacks.progress import TokenProgressBar
 from litmegalodon.training.callbacks.report import RunReport
+from litmegalodon.training.callbacks.watchdog import Watchdog
 
-__all__ = ["BestCheckpoint", "Interruptions", "LastCheckpoint", "RunReport", "TokenProgressBar"]
+__all__ = [
+    "BestCheckpoint",
+    "Interruptions",
+    "LastCheckpoint",
+    "RunReport",
+    "TokenProgressBar",
+    "Watchdog",
+]
