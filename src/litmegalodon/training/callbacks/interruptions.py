@@ -88,9 +88,7 @@ class Interruptions(Callback):
         """Leave if a step has ended with that: a validation may take longer than there is time."""
         self._leave()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save, where a step is complete in which any process was asked to stop."""
         if not pl_module.any_asked_to_stop or trainer.fit_loop._should_accumulate():
             return
