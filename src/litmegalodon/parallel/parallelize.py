@@ -1,12 +1,9 @@
 """Sharding, applied to a model from outside: the model itself knows of one process only."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
-    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -47,18 +44,11 @@ def parallelize(model: Megalodon, mesh: DeviceMesh, bf16_parameters: bool = Fals
     # Embedding, final norm and head form the root group, which keeps a tied matrix in one place.
     fully_shard(model, mesh=shards, mp_policy=policy)
     if bf16_parameters:
-        for parameter in fsdp_parameters(model):
-            _use_float32(parameter)
+        for module in (*model.layers, model):
+            for parameter in module._get_fsdp_state()._fsdp_param_group.fsdp_params:
+                _use_float32(parameter)
     register_fsdp_forward_method(model, "loss")
     return model
-
-
-def fsdp_parameters(module: nn.Module) -> Iterator[FSDPParam]:
-    """What FSDP keeps of each parameter of a model or of a module in it that it wraps."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            for group in part._get_fsdp_state()._fsdp_param_groups:
-                yield from group.fsdp_params
 
 
 def in_bf16(parameter: FSDPParam) -> bool:

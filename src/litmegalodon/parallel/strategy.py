@@ -35,6 +35,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
             as many as there are.
         replicate_size: copies of all that, to gather parameters from near processes only.
         timeout_minutes: how long a process waits for another one before the run is given up.
+        bf16_parameters: gather the matrices of linear layers in bfloat16; see `parallelize`.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         data_parallel_size: int = -1,
         replicate_size: int = 1,
         timeout_minutes: float = 30.0,
+        bf16_parameters: bool = False,
     ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.bf16_parameters = bf16_parameters
         self._asked = (replicate_size, data_parallel_size, chunk_parallel_size)
 
     def setup_environment(self) -> None:

@@ -24,21 +24,30 @@ Shapes = list[tuple[int, ...]]
 def block_shapes(config: MegalodonConfig) -> Shapes:
     """Of a block's parameters."""
     c = config
-    dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
-    order = c.cema_ndim
+    dim, z, value, order = c.model_dim, c.z_dim, c.value_dim, c.cema_ndim
     norms = [(dim,)] * (2 + 3 * c.norm_affine)
     cema = [(dim, order, 1)] * 2 + [(dim, 1, 1), (dim, order, 2), (dim, 1)]
-    matrices = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
     biases = [(value,), (z,), (value,), (dim,)]
-    feed_forward = [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu + [(dim,)] * c.rescale_nffn
-    return norms + cema + matrices + biases + [(2, z)] * 2 + feed_forward
+    return norms + cema + linear_shapes(c) + biases + [(2, z)] * 2 + [(dim,)] * c.rescale_nffn
+
+
+def linear_shapes(config: MegalodonConfig) -> Shapes:
+    """Of a block's matrices."""
+    c = config
+    dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
+    attention = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
+    return attention + [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu
+
+
+def head_shapes(config: MegalodonConfig) -> Shapes:
+    """Of the output matrix, where it is not the embedding too."""
+    return [] if config.share_emb else [(config.num_outputs, config.model_dim)]
 
 
 def root_shapes(config: MegalodonConfig) -> Shapes:
     """Of the parameters outside the blocks: embedding, final norm, output matrix."""
     dim = config.model_dim
-    head = [] if config.share_emb else [(config.num_outputs, dim)]
-    return [(config.vocab_size, dim), (dim,), (dim,), *head]
+    return [(config.vocab_size, dim), (dim,), (dim,), *head_shapes(config)]
 
 
 def numel(shapes: Shapes) -> int:

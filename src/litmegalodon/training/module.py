@@ -95,7 +95,8 @@ class MegalodonModule(lightning.LightningModule):
             for block in self.model.layers:
                 block.compile()
         if self.device_mesh is not None:
-            parallelize(self.model, self.device_mesh)
+            halved = getattr(self.trainer.strategy, "bf16_parameters", False)
+            parallelize(self.model, self.device_mesh, halved)
         device = self.device if self._trainer is None else self.trainer.strategy.root_device
         self.model.to_empty(device=device)
         self.model.initialise(self.seed)

@@ -93,6 +93,7 @@ FLAGS = (
     "test",
     "model.compile",
     "model.activation_checkpointing",
+    "trainer.strategy.bf16_parameters",
     "data.shuffle",
     "data.reset_documents",
     "data.streaming",
@@ -223,7 +224,13 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
     """How the processes share rows and parameters; None with a strategy of the user's own, whose
     processes all read their own rows.
     """
-    degrees = [cfg.trainer.strategy.get(name) for name in DEGREES]
+    strategy = cfg.trainer.strategy
+    if strategy.get("bf16_parameters") and cfg.trainer.precision != "bf16-mixed":
+        raise ValueError(
+            f"trainer.strategy.bf16_parameters=true: trainer.precision={cfg.trainer.precision} has"
+            " products in float32; set trainer.precision=bf16-mixed with it"
+        )
+    degrees = [strategy.get(name) for name in DEGREES]
     if None in degrees:
         return None
     names = ("seq_len", "val_seq_len")
