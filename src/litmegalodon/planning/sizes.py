@@ -158,13 +158,12 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
 def loss_saved(config: MegalodonConfig, share: Share) -> int:
     """What the loss saves: the final norm's output, and log-probabilities where they are few."""
     c, s = config, share
-    if s.tokens * c.num_outputs > MAX_LOGITS:
-        # Autocast does not reach the loss in pieces.
-        return s.tokens * s.residual * c.model_dim
-    saved = s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs)
+    matrix = 0
     if s.product != s.residual:
-        saved += s.product * c.num_outputs * c.model_dim  # the matrix, cast
-    return saved
+        matrix = s.product * c.num_outputs * c.model_dim  # cast
+    if s.tokens * c.num_outputs > MAX_LOGITS:
+        return s.tokens * s.product * c.model_dim + matrix
+    return s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs) + matrix
 
 
 def loss_working(config: MegalodonConfig, share: Share) -> int:
