@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.fsdp import FSDPModule
@@ -141,8 +142,10 @@ class ChunkParallelStrategy(ModelParallelStrategy):
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:
-    """Tokens in a row of the trainer's data module, by the setting that says so."""
+    """Tokens in the rows that are read of the trainer's data module, by the setting that says so."""
     names = ("seq_len", "val_seq_len")
+    if trainer.state.fn != TrainerFn.FITTING:
+        names = names[1:]
     data = trainer.datamodule
     return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
 

@@ -233,20 +233,28 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
     degrees = [strategy.get(name) for name in DEGREES]
     if None in degrees:
         return None
-    names = ("seq_len", "val_seq_len")
-    lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
+    lengths = {f"data.{name}": cfg.data[name] for name in read_settings(cfg, "seq_len")}
     return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths)
+
+
+def read_settings(cfg: DictConfig, name: str) -> list[str]:
+    """Of a setting of training data and the one of held-out data, those that rows are read by."""
+    held_out = f"val_{name}"
+    given = bool(cfg.data.get(held_out))
+    # A plan is for training; an evaluation reads held-out data alone.
+    trains = cfg.train if "train" in cfg else "plan" in cfg
+    return [name] * (trains or not given) + [held_out] * given
 
 
 def check_batches(cfg: DictConfig, readers: int) -> None:
     """Batches divide by who reads them, before any process starts; the data module checks again."""
-    for name in ("data.batch_size", "data.val_batch_size"):
-        size = OmegaConf.select(cfg, name)
-        if readers > 1 and size and size % readers:
+    for name in read_settings(cfg, "batch_size"):
+        size = cfg.data[name]
+        if readers > 1 and size % readers:
             nearest = max(1, round(size / readers)) * readers
             raise ValueError(
-                f"{name}={size}: counts rows over all {readers} data-parallel processes and must "
-                f"divide by them; set {name}={nearest}"
+                f"data.{name}={size}: counts rows over all {readers} data-parallel processes and must "
+                f"divide by them; set data.{name}={nearest}"
             )
 
 
