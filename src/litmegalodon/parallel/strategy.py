@@ -142,7 +142,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:
-    """Tokens in the rows that are read of the trainer's data module, by the setting that says so."""
+    """Tokens in the rows that the trainer reads, by the setting of the data that says so."""
     names = ("seq_len", "val_seq_len")
     if trainer.state.fn != TrainerFn.FITTING:
         names = names[1:]

@@ -124,11 +124,10 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
             fixed += 4 * FLOAT32 * dim * block * states
     fixed += 8 * FLOAT64 * dim * c.cema_ndim  # coefficients
     if s.sharers > 1:
-        # What was gathered and merged: of each process h and statistics, in float64 too.
-        gathered = s.rows * (dim * states + 2 * c.norm_num_groups) * (s.sharers + 1)
-        fixed += gathered * (FLOAT32 + FLOAT64)
-        # q^l to each of them, with what it was computed from.
-        fixed += (s.sharers + 1) * dim * c.cema_ndim * 8 * FLOAT64
+        # What was gathered and merged: of each process its statistics, in float64 too, and the
+        # derivative of h towards log q.
+        statistics = s.rows * 2 * c.norm_num_groups * (s.sharers + 1)
+        fixed += statistics * (FLOAT32 + FLOAT64) + s.rows * FLOAT64 * dim * states
     # Dropout's masks, a byte an element.
     masks = (dim + value + c.ffn_hidden_dim) * (c.hidden_dropout > 0) + 2 * dim * (c.dropout > 0)
     per_token = 4 * stream + products + norm + cema + attention + feed_forward + masks
@@ -145,8 +144,10 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
     if checkpointing:
         block = s.tokens * s.residual * c.model_dim
         if s.sharers > 1:
-            gathered = s.rows * s.sharers * (2 * c.model_dim * c.cema_ndim + 2 * c.norm_num_groups)
-            block += FLOAT32 * gathered
+            # Statistics of all, and of CEMA's states what they were merged to: h before and after,
+            # and its derivative.
+            block += s.rows * FLOAT32 * s.sharers * 2 * c.norm_num_groups
+            block += s.rows * (2 * FLOAT64 + FLOAT32) * 2 * c.model_dim * c.cema_ndim
     groups = 2 * FLOAT32 if s.triton else 6 * FLOAT64
     final = s.tokens * (s.residual * c.model_dim + groups * (c.norm_num_groups + 1))
     # Of the embeddings' dropout: a mask, on a CPU the numbers drawn and what they multiply.

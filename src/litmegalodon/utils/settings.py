@@ -253,8 +253,8 @@ def check_batches(cfg: DictConfig, readers: int) -> None:
         if readers > 1 and size % readers:
             nearest = max(1, round(size / readers)) * readers
             raise ValueError(
-                f"data.{name}={size}: counts rows over all {readers} data-parallel processes and must "
-                f"divide by them; set data.{name}={nearest}"
+                f"data.{name}={size}: counts rows over all {readers} data-parallel processes and "
+                f"must divide by them; set data.{name}={nearest}"
             )
 
 
