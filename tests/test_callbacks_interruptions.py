@@ -12,9 +12,12 @@ import pytest
 from lightning.pytorch import Callback
 
 from callbacks_helpers import Standin, checkpoints, fit
+from config_helpers import composed
 from litmegalodon.training.callbacks import Interruptions
 from litmegalodon.utils.errors import Stopped
+from litmegalodon.utils.settings import check_processes, check_settings
 from runs import ENVIRONMENT, ROOT, command, last_checkpoint, losses, metrics
+from test_cli_settings import make_checkpoint
 
 
 class Asked(Standin):
@@ -283,3 +286,50 @@ def test_a_slurm_job_is_queued_again_by_its_exit_code(code, restarts, requeued, 
         " experiment=7b seed=2\n"
     )
     assert (tmp_path / "scontrol.log").exists() == requeued
+
+
+DOCUMENTED = re.findall(
+    r"(?:src/train\.py|scripts/slurm\.sh)(.*?)[`\n]", (ROOT / "docs/cluster.md").read_text()
+)
+
+
+@pytest.mark.parametrize("arguments", [a.strip() for a in DOCUMENTED])
+def test_the_commands_of_its_page_are_valid(arguments, tmp_path):
+    # Of Hydra's own settings a composition by hand knows nothing; data are not here.
+    settings = [s for s in arguments.split() if not s.startswith("hydra.")]
+    if settings == ["experiment=7b"]:
+        # As scripts/slurm.sh is told by sbatch.
+        settings += ["trainer.num_nodes=4", "trainer.devices=8"]
+    check_processes(composed(*settings, folder=tmp_path))
+
+
+def test_auto_is_the_newest_of_the_run_s_own_folder_or_none(tmp_path):
+    make_checkpoint(tmp_path / "train/runs/other/checkpoints/last-step=000009.ckpt")
+    cfg = composed("ckpt_path=auto", folder=tmp_path)
+    check_settings(cfg)
+    assert cfg.ckpt_path is None
+    own = make_checkpoint(tmp_path / "run/checkpoints/last-step=000005.ckpt")
+    cfg = composed("ckpt_path=auto", folder=tmp_path)
+    check_settings(cfg)
+    assert cfg.ckpt_path == str(own)
+    # An evaluation needs a checkpoint.
+    with pytest.raises(ValueError, match="ckpt_path=auto: there is no such file"):
+        check_settings(composed("ckpt_path=auto", folder=tmp_path, name="eval"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("trainer.max_time=soon", "trainer.max_time=soon: must be days:hours:minutes:seconds"),
+        ("trainer.strategy.bf16_parameters=true", "bf16_parameters=true: .*precision=32-true"),
+        ("trainer.strategy.bf16_parameters=1", "bf16_parameters=1: must be true or false"),
+    ],
+)
+def test_settings_that_can_t_be_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        check_settings(composed(settings, folder=tmp_path))
+
+
+def test_max_time_is_text_as_typed(tmp_path):
+    check_settings(cfg := composed("trainer.max_time=00:12:00:00", folder=tmp_path))
+    assert cfg.trainer.max_time == "00:12:00:00"

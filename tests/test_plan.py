@@ -155,7 +155,9 @@ def test_the_picture_keeps_tokens_of_a_process_and_is_drawn(tmp_path):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    path = os.pathsep.join([str(ROOT / "src"), ENVIRONMENT.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT / "benchmarks"), ENVIRONMENT.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "plan_processes.py"), str(folder)],
         env=ENVIRONMENT | {"PYTHONPATH": path},
