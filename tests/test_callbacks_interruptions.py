@@ -141,6 +141,20 @@ def test_before_training_begins_it_leaves_at_once_and_after_it_signals_are_as_be
     assert {n: signal.getsignal(n) for n in handlers} == handlers
 
 
+def test_a_worker_of_the_data_loader_serves_on_and_ends_at_the_second_sigterm():
+    interruptions = Interruptions()
+    pid = os.fork()
+    if pid == 0:
+        # As in a worker: the callback came with the fork and belongs to another process.
+        interruptions._asked(signal.SIGUSR1, None)
+        interruptions._asked(signal.SIGINT, None)
+        interruptions._asked(signal.SIGTERM, None)
+        os.write(2, b"lives\n")
+        interruptions._asked(signal.SIGTERM, None)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 126, True, "75"])
 def test_an_exit_code_that_means_something_else_is_refused(code):
     with pytest.raises(ValueError, match=r"callbacks\.interruptions\.exit_code="):

@@ -99,6 +99,10 @@ def test_one_that_has_ended_in_order_is_not_missed(processes):
     processes.now = 50.0
     processes.beat(1)
     assert processes.judge(0) == ""
+    processes.hearts[0].stop(in_order=True)
+    processes.hearts[2]._read()
+    processes.now = 100.0
+    assert processes.judge(2) == ""
 
 
 def test_one_that_has_failed_is_missed(processes):

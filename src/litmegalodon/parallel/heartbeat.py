@@ -8,10 +8,10 @@ request of theirs each.
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from torch.distributed import Store
@@ -109,11 +109,9 @@ class Heartbeat:
             thread.join(self.interval)
         if in_order:
             self.note("ended", self._sign.step)
-            try:
+            # The store goes with the process that holds it, which may have ended first.
+            with suppress(RuntimeError):
                 self._beat()
-            except RuntimeError as error:
-                # The store went with the process that held it.
-                print(f"heartbeat: the last sign is lost: {error}", file=sys.stderr)
 
     def _beat(self) -> None:
         sign = self._sign = self._sign._replace(beat=self._sign.beat + 1)
@@ -165,6 +163,10 @@ class Heartbeat:
 
     def _judge(self, now: float, since: float) -> str:
         """Why the run has to end; nothing if it does not."""
+        first = self._signs.get(0)
+        if self.rank > 0 and first is not None and first.doing == "ended":
+            # And the store with it, perhaps.
+            return ""
         if self.rank > 0 and now - self._answered > self.silence:
             return self._silent(0, now - self._answered)
         for rank, sign in list(self._signs.items()):

@@ -63,6 +63,7 @@ NUMBERS = {
     "model.optimizer.weight_decay": (0, math.inf, True),
     "model.scheduler.initial_ratio": (0, 1, True),
     "model.scheduler.final_ratio": (0, 1, True),
+    "trainer.strategy.timeout_minutes": (0, math.inf, False),
     "trainer.gradient_clip_val": (0, math.inf, False),
     "character_coverage": (0, 1, False),
 }

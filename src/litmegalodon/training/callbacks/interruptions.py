@@ -150,7 +150,11 @@ class Interruptions(Callback):
     def _asked(self, number: int, _: Any) -> None:
         """What Python calls between two instructions of whatever it was doing."""
         if os.getpid() != self._process:
-            # A worker of the data loader, which serves the process until that leaves.
+            # A worker of the data loader, which serves the process until that leaves. What ends it
+            # in the end is a SIGTERM of that process, after one that may have come to all.
+            if number == signal.SIGTERM and self._name:
+                os._exit(128 + number)
+            self._name = "SIGTERM" if number == signal.SIGTERM else self._name
             return
         if self._leaving is not None:
             return
