@@ -326,6 +326,14 @@ def test_auto_is_the_newest_of_the_run_s_own_folder_or_none(tmp_path):
     cfg = composed("ckpt_path=auto", folder=tmp_path)
     check_settings(cfg)
     assert cfg.ckpt_path == str(own)
+    # Weights to begin with are for the first time.
+    begins = ("ckpt_path=auto", f"init_from={own}")
+    check_settings(cfg := composed(*begins, folder=tmp_path))
+    assert (cfg.ckpt_path, cfg.init_from) == (str(own), None)
+    (tmp_path / "run").rename(tmp_path / "gone")
+    moved = str(own).replace("/run/", "/gone/")
+    check_settings(cfg := composed("ckpt_path=auto", f"init_from={moved}", folder=tmp_path))
+    assert (cfg.ckpt_path, cfg.init_from) == (None, moved)
     # An evaluation needs a checkpoint.
     with pytest.raises(ValueError, match="ckpt_path=auto: there is no such file"):
         check_settings(composed("ckpt_path=auto", folder=tmp_path, name="eval"))

@@ -11,6 +11,7 @@ PATHS = (
     "init_from",
     "hydra.run.dir",
     "output",
+    "path",
     "prompt_file",
     "state",
     "save_state",

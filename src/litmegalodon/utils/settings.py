@@ -66,6 +66,7 @@ NUMBERS = {
     "trainer.strategy.timeout_minutes": (0, math.inf, False),
     "trainer.gradient_clip_val": (0, math.inf, False),
     "character_coverage": (0, 1, False),
+    "max_shard_gb": (0, math.inf, False),
 }
 CHOICES = {
     "data.cutting": CUTTINGS,
@@ -79,6 +80,8 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
     "model_type": ("bpe", "unigram"),
+    "from": ("reference", "megalodon-hf", "export"),
+    "format": ("hf", "safetensors", "reference"),
 }
 # Objects that a run can't do without; without one of these there would be nothing to check inside.
 NEEDED = (
@@ -103,6 +106,7 @@ FLAGS = (
     "extras.print_config",
     "extras.tracebacks",
     "overwrite",
+    "accept_different_norm",
 )
 
 
@@ -279,7 +283,8 @@ def check_tags(cfg: DictConfig) -> None:
 
 def find_checkpoints(cfg: DictConfig) -> None:
     """Replace `ckpt_path` and `init_from` by the checkpoints they mean."""
-    if cfg.get("ckpt_path") and cfg.get("init_from"):
+    goes_on = cfg.get("ckpt_path") == "auto" and cfg.get("train")
+    if cfg.get("ckpt_path") and cfg.get("init_from") and not goes_on:
         raise ValueError(
             f"init_from={cfg.init_from}: ckpt_path={cfg.ckpt_path} brings its own weights; give one"
             " of the two"
@@ -287,11 +292,13 @@ def find_checkpoints(cfg: DictConfig) -> None:
     task_dir = Path(cfg.paths.log_dir) / (cfg.get("last_of") or cfg.task_name)
     for name in ("ckpt_path", "init_from"):
         if cfg.get(name):
-            # `auto` is for a run that goes on.
-            own = name == "ckpt_path" and cfg.get("train")
-            run_dir = Path(cfg.paths.output_dir) if own or cfg[name] == "last" else None
+            own = cfg[name] == "last" or (name == "ckpt_path" and goes_on)
+            run_dir = Path(cfg.paths.output_dir) if own else None
             path = checkpoints.find(name, str(cfg[name]), task_dir, run_dir)
             cfg[name] = None if path is None else str(path)
+        if name == "ckpt_path" and cfg.get(name) and goes_on and cfg.get("init_from"):
+            # It began with these weights, and has gone on since.
+            cfg.init_from = None
     if "init_from" in cfg:
         cfg.model.init_from = cfg.init_from
 
