@@ -53,6 +53,7 @@ def test_a_silent_process_is_named_with_its_step(processes):
     processes.beat(1)
     assert processes.judge(0) == ""
     processes.now = 11.0
+    processes.beat(1)
     assert processes.judge(0).startswith(
         "rank 1 has given no sign of life for 11 s; its last was in step 12, computing ("
     )
@@ -74,6 +75,8 @@ def test_all_the_others_see_the_first_one_s_silence(processes):
 def test_a_store_that_does_not_answer_is_the_first_one_s_silence(processes):
     processes.now = 11.0
     assert processes.judge(1).startswith("rank 0 has given no sign of life for 11 s")
+    # Who it is that the first one does not hear can't be told then.
+    assert processes.judge(0).startswith("the store of the process group has given no answer for")
 
 
 def test_one_that_lives_and_keeps_the_others_waiting_is_named(processes):

@@ -2,8 +2,8 @@
 
 Each process writes into the store of the process group, every few seconds and from a thread of its
 own, that it lives, and what it is doing. The first process reads them all, and its verdict ends
-the run; the others read the first one's and the verdict. Ten thousand processes cost it one
-request of theirs each.
+the run; the others read the first one's and the verdict, so that the store has two requests of each
+to answer.
 """
 
 import os
@@ -70,7 +70,7 @@ class Heartbeat:
         self.interval = min(5.0, silence / 10)
         self._store, self._give_up = store, give_up
         where = f"{socket.gethostname()}, process {os.getpid()}"
-        self._sign = Sign(0, 0, 0, "starting", where)
+        self._sign, self._beats = Sign(0, 0, 0, "starting", where), 0
         # By rank what was read last, and when it was another.
         self._signs: dict[int, Sign] = {}
         self._changed: dict[int, float] = {}
@@ -114,8 +114,9 @@ class Heartbeat:
                 self._beat()
 
     def _beat(self) -> None:
-        sign = self._sign = self._sign._replace(beat=self._sign.beat + 1)
-        self._store.set(_key(self.rank), sign.text())
+        # Not in the sign itself, which the main thread replaces at any moment.
+        self._beats += 1
+        self._store.set(_key(self.rank), self._sign._replace(beat=self._beats).text())
 
     def _beating(self) -> None:
         while not self._ended.wait(self.interval):
@@ -167,11 +168,15 @@ class Heartbeat:
         if self.rank > 0 and first is not None and first.doing == "ended":
             # And the store with it, perhaps.
             return ""
-        if self.rank > 0 and now - self._answered > self.silence:
-            return self._silent(0, now - self._answered)
+        if (seconds := now - self._answered) > self.silence:
+            if self.rank > 0:
+                return self._silent(0, seconds)
+            return f"the store of the process group has given no answer for {seconds:.0f} s"
         for rank, sign in list(self._signs.items()):
-            if sign.doing != "ended" and now - self._changed[rank] > self.silence:
-                return self._silent(rank, now - self._changed[rank])
+            # As long as the store answers: without it all are silent.
+            seconds = self._answered - self._changed[rank]
+            if sign.doing != "ended" and seconds > self.silence:
+                return self._silent(rank, seconds)
         if self.rank > 0:
             return ""
         alive = {r: s for r, s in self._signs.items() if s.doing != "ended"}

@@ -21,8 +21,8 @@ class Watchdog(Callback):
     """Ends a run of several processes, on all of them, where one is stopped, dead or stuck.
 
     A process that gives no sign of life for `silence_seconds` is named with the step that it was
-    in, at most 1.2 times that later. `trainer.strategy.timeout_minutes` is for processes that live:
-    a collective fails after that long, and a tenth before the watchdog names who is behind.
+    in, at most a quarter of that later. `trainer.strategy.timeout_minutes` is for processes that
+    live: a collective fails after that long, and a tenth before the watchdog names who is behind.
 
     Args:
         silence_seconds: how long a process may be silent; it speaks while it computes, reads and
