@@ -179,10 +179,13 @@ def loss_working(config: MegalodonConfig, share: Share) -> int:
 
 def block_working(config: MegalodonConfig, share: Share, checkpointing: bool) -> int:
     """What a block takes for the moment in its backward pass: gradients, half the size of what it
-    saves (an estimate), and with checkpointing that again.
+    saves (an estimate), and with checkpointing that again; of rows that are shared all processes'
+    states, as gathered and with that before the row, or their gradients.
     """
-    saved = block_activations(config, share)
-    return saved // 2 + (saved if checkpointing else 0)
+    c, s = config, share
+    saved = block_activations(c, s)
+    gathered = 2 * s.rows * (s.sharers + 1) * FLOAT32 * 2 * c.model_dim * c.cema_ndim
+    return saved // 2 + saved * checkpointing + gathered * (s.sharers > 1)
 
 
 def forward_flops(config: MegalodonConfig, length: int) -> float:
