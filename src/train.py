@@ -59,7 +59,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> None:
-    """Train, again from a checkpoint where the guard asks for it; after Ctrl-C say how to go on."""
+    """Train, again from a checkpoint where the guard asks for it; where that was interrupted say
+    how to go on.
+    """
     from litmegalodon.parallel import ChunkParallelStrategy
     from litmegalodon.training.callbacks import GoBack
 
@@ -74,13 +76,16 @@ def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> Non
             except GoBack as back:
                 checkpoint = back.checkpoint
                 datamodule.move_past(back.cursor, back.places)
-    except SystemExit:
-        # Lightning's answer to Ctrl-C.
-        if not trainer.interrupted:
+    except (errors.Stopped, SystemExit) as stop:
+        # SystemExit is Lightning's answer to Ctrl-C before the first step.
+        if isinstance(stop, SystemExit) and not trainer.interrupted:
             raise
+        reason, code = "interrupted", errors.INTERRUPTED
+        if isinstance(stop, errors.Stopped):
+            reason, code = str(stop), stop.code
         saved = newest(Path(cfg.paths.output_dir))
         how = f"to go on: ckpt_path={saved}" if saved else "no checkpoint was saved yet"
-        raise KeyboardInterrupt(f"interrupted after step {trainer.global_step}; {how}") from None
+        raise errors.Stopped(f"{reason} after step {trainer.global_step}; {how}", code) from None
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")

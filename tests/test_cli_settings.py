@@ -75,9 +75,18 @@ def test_an_evaluation_asks_for_its_checkpoint(tmp_path: Path) -> None:
     assert line == "error: ckpt_path: give the checkpoint to evaluate, or `last` for the newest one"
 
 
-def test_torchruns_processes_need_one_folder(tmp_path: Path) -> None:
-    line = fails(f"paths.log_dir={tmp_path}", cwd=tmp_path, TORCHELASTIC_RUN_ID="none")
-    assert_says(line, "error: hydra.run.dir: torchrun's processes .*; give them one, as ")
+@pytest.mark.parametrize(
+    ("starter", "variables"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none"}),
+        ("srun", {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}),
+    ],
+)
+def test_processes_started_from_outside_need_one_folder(
+    starter: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    line = fails(f"paths.log_dir={tmp_path}", cwd=tmp_path, **variables)
+    assert_says(line, f"error: hydra.run.dir: {starter}'s processes .*; give them one, as ")
 
 
 @pytest.mark.parametrize("name", ["train", "generate"])

@@ -156,7 +156,9 @@ def test_a_loss_in_pieces_saves_no_logits(bf16, monkeypatch):
 def test_activations_are_what_the_kernels_save():
     from saved_by_kernels import CONFIG, LENGTH
 
-    path = os.pathsep.join([str(ROOT / "src"), ENVIRONMENT.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT / "benchmarks"), ENVIRONMENT.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "saved_by_kernels.py")],
         env=ENVIRONMENT | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"},

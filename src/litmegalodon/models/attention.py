@@ -15,7 +15,6 @@ from litmegalodon.models.layers import ComplexEMA, Linear, RMSNorm, input_norm
 from litmegalodon.models.rows import (
     Dropout,
     accumulators,
-    as_gradients,
     cast,
     product_dtype,
     rms,
@@ -141,7 +140,7 @@ class _Values(torch.autograd.Function):
             add_product(d_wv, d_pre.t(), t[tile].to(ctx.dtype))
             d_bv += d_pre.sum(0)
             d_t[tile] = d_pre @ to_v
-        return d_t, *as_gradients(totals, parameters), None
+        return d_t, *totals, None
 
 
 class _Projections(torch.autograd.Function):
@@ -213,7 +212,7 @@ class _Projections(torch.autograd.Function):
                 d_weight += (d_m_tile * normed).sum(0)
                 d_m_tile = d_m_tile * (weight + 1)
             d_ema[tile] = rms_backward(d_m_tile, normed, factor)
-        return d_ema, *as_gradients(totals, parameters), None, None, None
+        return d_ema, *totals, None, None, None
 
 
 def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:
@@ -272,4 +271,4 @@ class _GatedOutput(torch.autograd.Function):
             d_gated = drop_inner(d_out @ h2, tile)
             torch.mul(d_gated, gate, out=d_a[tile])
             d_r[tile] = torch.ops.aten.silu_backward(d_gated.mul_(a[tile]), r[tile])
-        return grad, d_m, d_a, d_r, *as_gradients(totals, parameters), None, None, None
+        return grad, d_m, d_a, d_r, *totals, None, None, None

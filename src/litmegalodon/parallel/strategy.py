@@ -50,6 +50,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         timeout_minutes: how long a process waits for another one before the run is given up.
         async_save: training goes on while a checkpoint is written, which takes memory for a copy.
         failed_saves: so many saves in a row may fail before the run ends.
+        bf16_parameters: gather the matrices of linear layers in bfloat16; see `parallelize`.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         timeout_minutes: float = 30.0,
         async_save: bool = True,
         failed_saves: int = 2,
+        bf16_parameters: bool = False,
     ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.bf16_parameters = bf16_parameters
         self._asked = (replicate_size, data_parallel_size, chunk_parallel_size)
         self._async_save, self._failed_saves = async_save, failed_saves
         self._writer: CheckpointWriter | None = None
@@ -260,7 +263,9 @@ class ChunkParallelStrategy(ModelParallelStrategy):
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:
-    """Tokens in a row of the trainer's data module, by the setting that says so."""
+    """Tokens in the rows that the trainer reads, by the setting of the data that says so."""
     names = ("seq_len", "val_seq_len")
+    if trainer.state.fn != TrainerFn.FITTING:
+        names = names[1:]
     data = trainer.datamodule
     return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}

@@ -38,6 +38,7 @@ def run_of(cfg: DictConfig, degrees: Degrees, machine: int, triton: bool) -> Run
         accumulation=cfg.trainer.accumulate_grad_batches,
         checkpointing=cfg.model.activation_checkpointing,
         bf16=cfg.trainer.precision == "bf16-mixed",
+        bf16_parameters=bool(cfg.trainer.strategy.get("bf16_parameters")),
         triton=triton,
         machine=machine,
     )

@@ -24,22 +24,31 @@ Shapes = list[tuple[int, ...]]
 def block_shapes(config: MegalodonConfig) -> Shapes:
     """Of a block's parameters."""
     c = config
-    dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
-    order = c.cema_ndim
+    dim, z, value, order = c.model_dim, c.z_dim, c.value_dim, c.cema_ndim
     norms = [(dim,)] * (_norm_vectors(c) + 3 * c.norm_affine)
     cema = [(dim, order, 1)] * 2 + [(dim, 1)]
     cema += [(dim, order, 1)] if c.ema == "real" else [(dim, 1, 1), (dim, order, 2)]
-    matrices = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
     biases = [(value,), (z,), (value,), (dim,)]
-    feed_forward = [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu + [(dim,)] * c.rescale_nffn
-    return norms + cema + matrices + biases + [(2, z)] * 2 + feed_forward
+    return norms + cema + linear_shapes(c) + biases + [(2, z)] * 2 + [(dim,)] * c.rescale_nffn
+
+
+def linear_shapes(config: MegalodonConfig) -> Shapes:
+    """Of a block's matrices."""
+    c = config
+    dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
+    attention = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
+    return attention + [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu
+
+
+def head_shapes(config: MegalodonConfig) -> Shapes:
+    """Of the output matrix, where it is not the embedding too."""
+    return [] if config.share_emb else [(config.num_outputs, config.model_dim)]
 
 
 def root_shapes(config: MegalodonConfig) -> Shapes:
     """Of the parameters outside the blocks: embedding, final norm, output matrix."""
     dim = config.model_dim
-    head = [] if config.share_emb else [(config.num_outputs, dim)]
-    return [(config.vocab_size, dim), *[(dim,)] * _norm_vectors(config), *head]
+    return [(config.vocab_size, dim), *[(dim,)] * _norm_vectors(config), *head_shapes(config)]
 
 
 def _norm_vectors(config: MegalodonConfig) -> int:
@@ -137,11 +146,10 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
             fixed += 4 * FLOAT32 * dim * block * states
     fixed += 8 * FLOAT64 * dim * c.cema_ndim  # coefficients
     if s.sharers > 1:
-        # What was gathered and merged: of each process h and statistics, in float64 too.
-        gathered = s.rows * (dim * states + _statistics(c)) * (s.sharers + 1)
-        fixed += gathered * (FLOAT32 + FLOAT64)
-        # q^l to each of them, with what it was computed from.
-        fixed += (s.sharers + 1) * dim * c.cema_ndim * 8 * FLOAT64
+        # What was gathered and merged: of each process its statistics, in float64 too, and the
+        # derivative of h towards log q.
+        statistics = s.rows * _statistics(c) * (s.sharers + 1)
+        fixed += statistics * (FLOAT32 + FLOAT64) + s.rows * FLOAT64 * dim * states
     # Dropout's masks, a byte an element.
     masks = (dim + value + c.ffn_hidden_dim) * (c.hidden_dropout > 0) + 2 * dim * (c.dropout > 0)
     per_token = 4 * stream + products + norm + cema + attention + feed_forward + masks
@@ -158,8 +166,10 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
     if checkpointing:
         block = s.tokens * s.residual * c.model_dim
         if s.sharers > 1:
-            gathered = s.rows * s.sharers * (2 * c.model_dim * c.cema_ndim + _statistics(c))
-            block += FLOAT32 * gathered
+            # Statistics of all, and of CEMA's states what they were merged to: h before and after,
+            # and its derivative.
+            block += s.rows * FLOAT32 * s.sharers * _statistics(c)
+            block += s.rows * (2 * FLOAT64 + FLOAT32) * 2 * c.model_dim * c.cema_ndim
     final = s.tokens * (s.residual * c.model_dim + _norm_saved(c, s))
     # Of the embeddings' dropout: a mask, on a CPU the numbers drawn and what they multiply.
     mask = 1 if s.triton else 2 * s.residual
@@ -170,13 +180,12 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
 def loss_saved(config: MegalodonConfig, share: Share) -> int:
     """What the loss saves: the final norm's output, and log-probabilities where they are few."""
     c, s = config, share
-    if s.tokens * c.num_outputs > MAX_LOGITS:
-        # Autocast does not reach the loss in pieces.
-        return s.tokens * s.residual * c.model_dim
-    saved = s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs)
+    matrix = 0
     if s.product != s.residual:
-        saved += s.product * c.num_outputs * c.model_dim  # the matrix, cast
-    return saved
+        matrix = s.product * c.num_outputs * c.model_dim  # cast
+    if s.tokens * c.num_outputs > MAX_LOGITS:
+        return s.tokens * s.product * c.model_dim + matrix
+    return s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs) + matrix
 
 
 def loss_working(config: MegalodonConfig, share: Share) -> int:
@@ -191,10 +200,13 @@ def loss_working(config: MegalodonConfig, share: Share) -> int:
 
 def block_working(config: MegalodonConfig, share: Share, checkpointing: bool) -> int:
     """What a block takes for the moment in its backward pass: gradients, half the size of what it
-    saves (an estimate), and with checkpointing that again.
+    saves (an estimate), and with checkpointing that again; of rows that are shared all processes'
+    states, as gathered and with that before the row, or their gradients.
     """
-    saved = block_activations(config, share)
-    return saved // 2 + (saved if checkpointing else 0)
+    c, s = config, share
+    saved = block_activations(c, s)
+    gathered = 2 * s.rows * (s.sharers + 1) * FLOAT32 * 2 * c.model_dim * c.cema_ndim
+    return saved // 2 + saved * checkpointing + gathered * (s.sharers > 1)
 
 
 def forward_flops(config: MegalodonConfig, length: int) -> float:

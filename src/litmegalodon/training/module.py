@@ -89,6 +89,9 @@ class MegalodonModule(lightning.LightningModule):
         # padding.
         self._step_sums: Tensor | None = None
         self._last_batch: Batch | None = None
+        # What this process was asked, above zero to stop, and whether any was when the last step
+        # was made; see callbacks.Interruptions.
+        self.asked_to_stop, self.any_asked_to_stop = 0, False
         # Tokens trained on, over all ranks: in the steps made, and in the one being made.
         self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
@@ -101,7 +104,8 @@ class MegalodonModule(lightning.LightningModule):
             for block in self.model.layers:
                 block.compile()
         if self.device_mesh is not None:
-            parallelize(self.model, self.device_mesh)
+            halved = getattr(self.trainer.strategy, "bf16_parameters", False)
+            parallelize(self.model, self.device_mesh, halved)
         device = self.device if self._trainer is None else self.trainer.strategy.root_device
         self.model.to_empty(device=device)
         self.model.initialise(self.seed)
@@ -183,9 +187,10 @@ class MegalodonModule(lightning.LightningModule):
                 f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
             )
         own = self._step_sums
-        # The sum over the ranks may be made in place.
-        sums = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
-        nll, valid, padding = sums.tolist()
+        # One reduction, whose sum may be made in place: a word about stopping goes with it.
+        sums = torch.cat([own, own.new_tensor([self.asked_to_stop])])
+        nll, valid, padding, asked = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        self.any_asked_to_stop = asked > 0
         self._step_sums = None
         # FSDP has averaged over the ranks and Lightning over the micro-batches.
         averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches

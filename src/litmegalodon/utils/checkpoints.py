@@ -63,13 +63,15 @@ def older(path: Path) -> list[Path]:
 
 def find(
     name: str, value: str, task_dir: Path, run_dir: Path | None = None, exports: bool = False
-) -> Path:
+) -> Path | None:
     """The checkpoint that a setting's value means.
 
     Args:
         name: the setting, for messages.
         value: a checkpoint, a run's folder (its newest one), or `last`: the newest one of the
-            run's own folder where it holds any, else of the task's.
+            run's own folder where it holds any, else of the task's. `auto`, of a run that is
+            started by the same command again and again: the newest one of its own folder, None as
+            long as there is none.
         exports: whether the folder of an export may be meant.
 
     Raises:
@@ -80,6 +82,8 @@ def find(
         if path is None:
             raise ValueError(f"{name}=last: there is no complete checkpoint under {task_dir} yet")
         return path
+    if value == "auto" and run_dir is not None:
+        return newest(run_dir)
     path = Path(value).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"{name}={value}: there is no such file or folder; `last` is the newest")

@@ -31,9 +31,24 @@ IN_WORKER = re.compile(
     r"Caught \w+ in DataLoader worker.*\n(\w+\.)*\w+Error: (?P<text>.*)", re.DOTALL
 )
 
+# Exit code after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 # Hydra prints its own errors over several lines unless this variable is 1: then it raises them.
 VARIABLE = "HYDRA_FULL_ERROR"
 TRACEBACKS_WANTED = os.environ.get(VARIABLE) == "1"
+
+
+class Stopped(BaseException):
+    """A run was asked to stop; what it had is saved, if anything was.
+
+    Args:
+        code: exit code of the process.
+    """
+
+    def __init__(self, reason: str, code: int):
+        super().__init__(reason)
+        self.code = code
 
 
 @contextmanager
@@ -62,7 +77,11 @@ def one_line(tracebacks: bool = False) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Stopped as stopped:
+        if is_main_process():
+            print(f"\n{stopped}", file=sys.stderr, flush=True)
+        sys.exit(stopped.code)
     except Exception as error:
         error = cause(error)
         if tracebacks or TRACEBACKS_WANTED or not is_users(error):

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ MAY_BE_NULL = {
     "data.val_seq_len",
     "data.val_batch_size",
     "trainer.gradient_clip_val",
+    "trainer.max_time",
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
     "harness.limit",
@@ -121,6 +123,7 @@ FLAGS = (
     "model.scheduler._partial_",
     "trainer.use_distributed_sampler",
     "trainer.enable_model_summary",
+    "trainer.strategy.bf16_parameters",
     "data.shuffle",
     "data.reset_documents",
     "data.streaming",
@@ -206,6 +209,7 @@ def check_values(cfg: DictConfig) -> None:
     )
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
+    _check(cfg, "trainer.max_time", _is_time, "must be days:hours:minutes:seconds, 00:12:00:00")
     _check(
         cfg,
         "trainer.max_epochs",
@@ -296,9 +300,12 @@ def check_processes(cfg: DictConfig) -> None:
             " command per setting: for seed in 1 2 3; do python src/train.py seed=$seed ...; done"
         )
     folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-    if "TORCHELASTIC_RUN_ID" in os.environ and not folder_given:
+    starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_ID" in os.environ:
+        starter = "srun"
+    if starter and not folder_given:
         raise ValueError(
-            "hydra.run.dir: torchrun's processes would each make a folder of their own; give them"
+            f"hydra.run.dir: {starter}'s processes would each make a folder of their own; give them"
             " one, as hydra.run.dir=logs/train/runs/my_run"
         )
 
@@ -307,23 +314,37 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
     """How the processes share rows and parameters; None with a strategy of the user's own, whose
     processes all read their own rows.
     """
-    degrees = [cfg.trainer.strategy.get(name) for name in DEGREES]
+    strategy = cfg.trainer.strategy
+    if strategy.get("bf16_parameters") and cfg.trainer.precision != "bf16-mixed":
+        raise ValueError(
+            f"trainer.strategy.bf16_parameters=true: trainer.precision={cfg.trainer.precision} has"
+            " products in float32; set trainer.precision=bf16-mixed with it"
+        )
+    degrees = [strategy.get(name) for name in DEGREES]
     if None in degrees:
         return None
-    names = ("seq_len", "val_seq_len")
-    lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
+    lengths = {f"data.{name}": cfg.data[name] for name in read_settings(cfg, "seq_len")}
     return resolve(processes, *degrees, cfg.model.config.get("chunk_size"), lengths)
+
+
+def read_settings(cfg: DictConfig, name: str) -> list[str]:
+    """Of a setting of training data and the one of held-out data, those that rows are read by."""
+    held_out = f"val_{name}"
+    given = bool(cfg.data.get(held_out))
+    # A plan is for training; an evaluation reads held-out data alone.
+    trains = cfg.train if "train" in cfg else "plan" in cfg
+    return [name] * (trains or not given) + [held_out] * given
 
 
 def check_batches(cfg: DictConfig, readers: int) -> None:
     """Batches divide by who reads them, before any process starts; the data module checks again."""
-    for name in ("data.batch_size", "data.val_batch_size"):
-        size = OmegaConf.select(cfg, name)
-        if readers > 1 and size and size % readers:
+    for name in read_settings(cfg, "batch_size"):
+        size = cfg.data[name]
+        if readers > 1 and size % readers:
             nearest = max(1, round(size / readers)) * readers
             raise ValueError(
-                f"{name}={size}: counts rows over all {readers} data-parallel processes and must "
-                f"divide by them; set {name}={nearest}"
+                f"data.{name}={size}: counts rows over all {readers} data-parallel processes and "
+                f"must divide by them; set data.{name}={nearest}"
             )
 
 
@@ -349,7 +370,8 @@ def check_tags(cfg: DictConfig) -> None:
 
 def find_checkpoints(cfg: DictConfig) -> None:
     """Replace `ckpt_path` and `init_from` by the checkpoints they mean."""
-    if cfg.get("ckpt_path") and cfg.get("init_from"):
+    goes_on = cfg.get("ckpt_path") == "auto" and cfg.get("train")
+    if cfg.get("ckpt_path") and cfg.get("init_from") and not goes_on:
         raise ValueError(
             f"init_from={cfg.init_from}: ckpt_path={cfg.ckpt_path} brings its own weights; give one"
             " of the two"
@@ -357,14 +379,18 @@ def find_checkpoints(cfg: DictConfig) -> None:
     task_dir = Path(cfg.paths.log_dir) / (cfg.get("last_of") or cfg.task_name)
     for name in ("ckpt_path", "init_from"):
         if cfg.get(name):
-            run_dir = Path(cfg.paths.output_dir)
-            given = cfg[name]
-            path = checkpoints.find(name, str(given), task_dir, run_dir)
-            cfg[name] = str(path)
-            if name == "ckpt_path":
+            given = str(cfg[name])
+            own = given == "last" or (name == "ckpt_path" and goes_on)
+            run_dir = Path(cfg.paths.output_dir) if own else None
+            path = checkpoints.find(name, given, task_dir, run_dir)
+            cfg[name] = None if path is None else str(path)
+            if name == "ckpt_path" and path is not None:
                 # `last` is one that can be read; a checkpoint by its name is that one.
                 with open_dict(cfg):
-                    cfg.ckpt_may_be_older = not str(given).rstrip("/").endswith(path.name)
+                    cfg.ckpt_may_be_older = not given.rstrip("/").endswith(path.name)
+        if name == "ckpt_path" and cfg.get(name) and goes_on and cfg.get("init_from"):
+            # It began with these weights, and has gone on since.
+            cfg.init_from = None
     if "init_from" in cfg:
         cfg.model.init_from = cfg.init_from
 
@@ -401,6 +427,10 @@ def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
 def _is_amount(value: Any) -> bool:
     """A whole number from 1, or a float in (0, 1]."""
     return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+(:\d\d){3}", value) is not None
 
 
 def _are_betas(value: Any) -> bool:
