@@ -49,32 +49,39 @@ class Sweep:
         self.config, self.context = config, context
         self.folder = SweepFolder(str(config.hydra.sweep.dir))
 
-    def launch(self, settings: Sequence[Sequence[str]]) -> list[JobReturn]:
+    def launch(
+        self, settings: Sequence[Sequence[str]], names: Sequence[str] | None = None
+    ) -> list[JobReturn]:
         """The result of every run, finished earlier or now; all settings are checked first.
+
+        Args:
+            settings: of each run, as on a command line.
+            names: what to call the runs where they are not all that there are.
 
         Raises:
             ValueError: settings that cannot be trained.
             RunsFailed: runs that ended without a result; the others are finished.
         """
         runs = [self._prepared(list(overrides)) for overrides in settings]
-        waiting = list(enumerate(runs, 1))
+        known = names or [f"run {number} of {len(runs)}" for number in range(1, len(runs) + 1)]
+        waiting = list(zip(known, runs, strict=True))
         finished = sum(run.results() is not None for run in runs)
-        if finished:
+        if finished and not names:
             many = "1 run is" if finished == 1 else f"{finished} runs are"
             where = short_path(self.folder.path)
             say(f"sweep: {many} finished already, in {where}; another hydra.sweep.dir= starts anew")
         failed: list[Run] = []
         while waiting:
             left = []
-            for number, run in waiting:
-                name = f"run {number} of {len(runs)}"
+            for name, run in waiting:
                 if not self._settled(run, name, failed):
-                    left.append((number, run))
+                    left.append((name, run))
             if left and len(left) == len(waiting):
                 time.sleep(SECONDS)
             waiting = left
         self._report()
-        say_where(self.folder.path)
+        if not names:
+            say_where(self.folder.path)
         if failed:
             names = ", ".join(short_path(run.folder) for run in failed)
             raise RunsFailed(
