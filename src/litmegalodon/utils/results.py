@@ -20,12 +20,21 @@ def read_results(folder: Path) -> dict[str, float]:
     return json.loads((folder / RESULTS).read_text())
 
 
+def read_rows(metrics: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file without what was not measured; [] without one.
+
+    `litmegalodon.training.csv_logger` writes it; reading here needs no torch.
+    """
+    if not metrics.exists():
+        return []
+    # A kill in the middle of a write leaves a last line without its end.
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    return [{n: float(cell) for n, cell in row.items() if cell} for row in csv.DictReader(lines)]
+
+
 def last_values(metrics: Path) -> dict[str, float]:
     """The last value of every column of a metrics file; {} without one."""
-    if not metrics.exists():
-        return {}
     values: dict[str, float] = {}
-    with metrics.open(newline="") as file:
-        for row in csv.DictReader(file):
-            values |= {name: float(cell) for name, cell in row.items() if name and cell}
+    for row in read_rows(metrics):
+        values |= row
     return values
