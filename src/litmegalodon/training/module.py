@@ -33,11 +33,12 @@ class MegalodonModule(lightning.LightningModule):
     """The network with its loss, optimizer, schedule and metrics.
 
     A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
-    micro-batch. Logged after each optimizer step: train/loss, train/grad_norm (before clipping),
-    train/lr, tokens (trained on so far, all ranks), tokens_per_second, data/utilisation (share of
-    positions that hold a token of a document), data/left_out (places of the source that gave no
-    document, where it is read as it comes); at a validation: val/loss,
-    val/bpb, val/ppl. Lanes carry the model's state from batch to batch, its gradient cut there.
+    micro-batch. Logged after each optimizer step: train/loss, train/bpb (by the bytes a token of
+    the held-out text), train/grad_norm (before clipping), train/lr, tokens (trained on so far, all
+    ranks), tokens_per_second, data/utilisation (share of positions that hold a token of a
+    document), data/left_out (places of the source that gave no document, where it is read as it
+    comes); at a validation: val/loss, val/bpb, val/ppl. Lanes carry the model's state from batch to
+    batch, its gradient cut there.
 
     Args:
         config: the network's sizes.
@@ -76,6 +77,8 @@ class MegalodonModule(lightning.LightningModule):
         self.lanes: LaneMemory | None = None
         # Takes the place of the test: anything with read(model, batch) and results(is_main).
         self.examiner: nn.Module | None = None
+        # Called with the state after a batch, where one wants to see it.
+        self.watch: Callable[[Any], None] | None = None
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens,
         # padding.
         self._step_sums: Tensor | None = None
@@ -132,6 +135,8 @@ class MegalodonModule(lightning.LightningModule):
         )
         if self.lanes is not None:
             self.lanes.keep(state)
+        if self.watch is not None:
+            self.watch(state)
         padding = batch["padding"].to(nll.device)
         sums = torch.stack([nll.detach().double(), valid.double(), padding.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
@@ -186,6 +191,7 @@ class MegalodonModule(lightning.LightningModule):
         shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
         torch._foreach_mul_(shards, scale)
         self.log("train/loss", nll / max(valid, 1), prog_bar=True)
+        self._log_train_bits(nll / max(valid, 1))
         self.log("train/grad_norm", norm)
         self.log("data/utilisation", 1.0 - padding / self._step_tokens)
         self._step_tokens -= int(padding)
@@ -269,6 +275,13 @@ class MegalodonModule(lightning.LightningModule):
             tokens_per_byte = data.val_targets / data.val_bytes
             bpb = bits_per_byte(loss, tokens_per_byte)
             self.log(f"{split}/bpb", bpb, prog_bar=True, sync_dist=True)
+
+    def _log_train_bits(self, loss: float) -> None:
+        # How many bytes a batch has is not known: as many a token as the held-out text.
+        data = self.trainer.datamodule
+        if data is not None and getattr(data, "val_bytes", 0):
+            tokens_per_byte = data.val_targets / data.val_bytes
+            self.log("train/bpb", bits_per_byte(loss, tokens_per_byte))
 
     def _load_weights(self, path: str) -> None:
         """Take the weights of a checkpoint of the same shape."""
