@@ -83,6 +83,7 @@ class MegalodonModule(lightning.LightningModule):
         # padding.
         self._step_sums: Tensor | None = None
         self._last_batch: Batch | None = None
+        self._tokens_per_byte: float | None = None
         # Tokens trained on, over all ranks: in the steps made, and in the one being made.
         self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
@@ -122,6 +123,10 @@ class MegalodonModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
+        # How many bytes a batch has is not known: as many a token as the held-out text.
+        data = self.trainer.datamodule
+        if data is not None and getattr(data, "val_bytes", 0):
+            self._tokens_per_byte = data.val_targets / data.val_bytes
         self._clock = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -191,7 +196,8 @@ class MegalodonModule(lightning.LightningModule):
         shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
         torch._foreach_mul_(shards, scale)
         self.log("train/loss", nll / max(valid, 1), prog_bar=True)
-        self._log_train_bits(nll / max(valid, 1))
+        if self._tokens_per_byte is not None:
+            self.log("train/bpb", bits_per_byte(nll / max(valid, 1), self._tokens_per_byte))
         self.log("train/grad_norm", norm)
         self.log("data/utilisation", 1.0 - padding / self._step_tokens)
         self._step_tokens -= int(padding)
@@ -275,13 +281,6 @@ class MegalodonModule(lightning.LightningModule):
             tokens_per_byte = data.val_targets / data.val_bytes
             bpb = bits_per_byte(loss, tokens_per_byte)
             self.log(f"{split}/bpb", bpb, prog_bar=True, sync_dist=True)
-
-    def _log_train_bits(self, loss: float) -> None:
-        # How many bytes a batch has is not known: as many a token as the held-out text.
-        data = self.trainer.datamodule
-        if data is not None and getattr(data, "val_bytes", 0):
-            tokens_per_byte = data.val_targets / data.val_bytes
-            self.log("train/bpb", bits_per_byte(loss, tokens_per_byte))
 
     def _load_weights(self, path: str) -> None:
         """Take the weights of a checkpoint of the same shape."""
