@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -37,17 +37,18 @@ def run(arguments: Sequence[str], folder: Path, lock: IO[str]) -> int:
     Raises:
         KeyboardInterrupt: this process or the command was interrupted.
     """
-    process = subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=[lock.fileno()],
-        # A terminal's Ctrl-C reaches this process only, which hands it on once.
-        process_group=0,
-    )
-    echo = threading.Thread(target=_echo, args=(process.stderr, folder / ERRORS), daemon=True)
-    echo.start()
-    with _handed_on(process):
+    with _handed_on() as attach:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[lock.fileno()],
+            # A terminal's Ctrl-C reaches this process only, which hands it on once.
+            process_group=0,
+        )
+        attach(process)
+        echo = threading.Thread(target=_echo, args=(process.stderr, folder / ERRORS), daemon=True)
+        echo.start()
         code = process.wait()
     echo.join(timeout=5)
     if code in (INTERRUPTED, -signal.SIGINT):
@@ -56,21 +57,33 @@ def run(arguments: Sequence[str], folder: Path, lock: IO[str]) -> int:
 
 
 @contextmanager
-def _handed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Hand signals on to a process; raise KeyboardInterrupt for them once it has ended."""
-    received = []
+def _handed_on() -> Iterator[Callable[[subprocess.Popen], None]]:
+    """Hand signals on to the process that is attached; raise KeyboardInterrupt at the end.
+
+    Signals that are ignored stay so, as under nohup.
+    """
+    processes: list[subprocess.Popen] = []
+    received: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
         received.append(number)
-        process.send_signal(number)
+        for process in processes:
+            process.send_signal(number)
+
+    def attach(process: subprocess.Popen) -> None:
+        processes.append(process)
+        for number in received:
+            process.send_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield attach
         return
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, hand_on)
     try:
-        yield
+        yield attach
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
