@@ -9,6 +9,9 @@ import pytest
 import yaml
 from wandb.wandb_agent import Agent
 
+from config_helpers import composed
+from litmegalodon.training.callbacks.run_ids import KEY as KEPT
+from litmegalodon.utils import instantiate
 from runs import ENVIRONMENT, ROOT, command, last_checkpoint, metrics
 
 FILES = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
@@ -114,3 +117,31 @@ def test_a_resumed_run_continues_its_hosted_run_and_no_key_is_written(tmp_path: 
         if path.is_file():
             content = path.read_bytes()
             assert KEY.encode() not in content and b"do-not-write-me" not in content, path
+
+
+@pytest.mark.parametrize(
+    ("settings", "agent", "expected"),
+    [
+        ([], None, ("kept", "allow")),
+        # Whoever wants another run says so.
+        (["logger.wandb.id=mine"], None, ("mine", None)),
+        # An agent has given the run its id.
+        ([], "abcd1234", (None, None)),
+        # An evaluation is no part of the run.
+        (["train=false", "test=true"], None, (None, None)),
+    ],
+)
+def test_a_resumed_run_takes_the_id_of_its_checkpoint_unless_it_has_one(
+    settings: list[str],
+    agent: str | None,
+    expected: tuple[str | None, str | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    if agent:
+        monkeypatch.setenv("WANDB_RUN_ID", agent)
+    monkeypatch.setattr(instantiate, "read_meta", lambda path, setting: {KEPT: "kept"})
+    cfg = composed("logger=wandb", "ckpt_path=x", *settings, folder=tmp_path)
+    instantiate.continue_hosted_run(cfg)
+    assert (cfg.logger.wandb.id, cfg.logger.wandb.get("resume")) == expected

@@ -62,7 +62,8 @@ class Sweep:
             ValueError: settings that cannot be trained.
             RunsFailed: runs that ended without a result; the others are finished.
         """
-        runs = [self._prepared(list(overrides)) for overrides in settings]
+        composed = [self._checked(list(overrides)) for overrides in settings]
+        runs = [self._placed(list(o), c) for o, c in zip(settings, composed, strict=True)]
         known = names or [f"run {number} of {len(runs)}" for number in range(1, len(runs) + 1)]
         waiting = list(zip(known, runs, strict=True))
         finished = sum(run.results() is not None for run in runs)
@@ -90,14 +91,9 @@ class Sweep:
             )
         return [self._returned(run) for run in runs]
 
-    def _prepared(self, overrides: list[str]) -> Run:
+    def _checked(self, overrides: list[str]) -> DictConfig:
+        """A run's configuration, with its node `hydra`; ValueError if it cannot be trained."""
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
-
-        def name(number: int) -> str:
-            with flag_override(config.hydra, ["struct", "readonly"], False):
-                config.hydra.job.id = config.hydra.job.num = number
-            return str(config.hydra.sweep.subdir)
-
         known = self.folder.find(overrides)
         with flag_override(config.hydra, ["struct", "readonly"], False):
             # To itself a run is no part of a sweep.
@@ -105,13 +101,22 @@ class Sweep:
             config.hydra.job.id = config.hydra.job.num = 0
             config.hydra.runtime.output_dir = str(known or self.folder.path)
         HydraConfig.instance().set_config(config)
+        # The check resolves what it is given, and finds checkpoints.
         own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         try:
             check_settings(own)
         except ValueError as error:
             raise ValueError(f"{error} (in the run {' '.join(overrides)})") from None
+        return config
+
+    def _placed(self, overrides: list[str], config: DictConfig) -> Run:
+        def name(number: int) -> str:
+            with flag_override(config.hydra, ["struct", "readonly"], False):
+                config.hydra.job.id = config.hydra.job.num = number
+            return str(config.hydra.sweep.subdir)
+
         folder = self.folder.place(overrides, name)
-        return Run(overrides, folder, own)
+        return Run(overrides, folder, config)
 
     def _settled(self, run: Run, name: str, failed: list[Run]) -> bool:
         """Train a run unless it is finished; False while another process trains it."""
