@@ -18,11 +18,12 @@ FILES = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
 SMOKE = {
     "experiment": "debug",
     "trainer.max_steps": 2,
+    "checkpoint_every": 1,
     "trainer.limit_val_batches": 1,
     "callbacks.report": "null",
     "extras.print_config": "false",
 }
-KEY = "0123456789abcdef" * 2 + "01234567"
+SECRETS = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "MY_SECRET": "do-not-write-me"}
 
 
 def sweep(path: Path) -> dict:
@@ -59,64 +60,68 @@ def test_a_mistake_in_a_sweep_file_would_be_found() -> None:
     assert sweeps.schema_violations_from_proposed_config(wrong)
 
 
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which an agent has trained one run of every sweep, named after its file."""
+    folder = tmp_path_factory.mktemp("agents")
+    environment = ENVIRONMENT | SECRETS
+    environment |= {"WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+            patch.setenv(name, "")
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for path in FILES:
+            config = sweep(path)
+            # An agent that has got a run's settings from the server.
+            agent = Agent(api=None, queue=None)
+            agent._sweep_command = config["command"]
+            chosen = {name: first(value) for name, value in config["parameters"].items()}
+            chosen |= SMOKE | {"paths.log_dir": str(folder / "logs")}
+            arguments = {name: {"value": value} for name, value in chosen.items()}
+            asked = {"run_id": path.stem, "program": config["program"], "args": arguments}
+            agent._command_run(asked)
+            assert agent._run_processes[path.stem].wait() == 0
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_an_agents_command_trains_and_reports_the_metric(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    config = sweep(path)
-    # An agent that has got a run's settings from the server.
-    agent = Agent(api=None, queue=None)
-    agent._sweep_command = config["command"]
-    chosen = {name: first(parameter) for name, parameter in config["parameters"].items()}
-    chosen |= SMOKE | {"paths.log_dir": str(tmp_path / "logs")}
-    arguments = {name: {"value": value} for name, value in chosen.items()}
-    agent._command_run({"run_id": "abcd1234", "program": config["program"], "args": arguments})
-    assert agent._run_processes["abcd1234"].wait() == 0
-    folder = tmp_path / "logs" / "train" / "agents" / "abcd1234"
-    (row,) = [row for row in metrics(folder) if row["val/bpb"]]
-    recorded = runs_of(tmp_path)["abcd1234"]
-    assert config["metric"]["name"].encode() in recorded
+def test_an_agents_command_trains_and_reports_the_metric(path: Path, agents: Path) -> None:
+    (row,) = [r for r in metrics(agents / "logs/train/agents" / path.stem) if r["val/bpb"]]
+    recorded = runs_of(agents)[path.stem]
+    assert sweep(path)["metric"]["name"].encode() in recorded
     assert row["val/bpb"].encode() in recorded
 
 
 @pytest.mark.slow
-def test_a_resumed_run_continues_its_hosted_run_and_no_key_is_written(tmp_path: Path) -> None:
-    smoke = [f"{name}={value}" for name, value in SMOKE.items()]
-    offline = ["logger=wandb", "logger.wandb.offline=true", "checkpoint_every=1"]
-    environment = ENVIRONMENT | {"WANDB_API_KEY": KEY, "MY_SECRET": "do-not-write-me"}
+def test_a_resumed_run_continues_its_hosted_run_and_no_key_is_written(
+    agents: Path, tmp_path: Path
+) -> None:
+    name = FILES[0].stem
+    last = last_checkpoint(agents / "logs/train/agents" / name)
+    smoke = [f"{setting}={value}" for setting, value in (SMOKE | {"trainer.max_steps": 3}).items()]
+    offline = ("logger=wandb", "logger.wandb.offline=true", "hydra.run.dir=again")
+    same = [f"{n}={first(value)}" for n, value in sweep(FILES[0])["parameters"].items()]
+    same = [setting for setting in same if setting.startswith("model.")]
+    done = subprocess.run(
+        command("train", *smoke, *same, *offline, f"ckpt_path={last}"),
+        cwd=tmp_path,
+        env=ENVIRONMENT | SECRETS,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"logger.wandb: goes on with run {name}" in done.stdout
+    assert list(runs_of(tmp_path)) == [name]
 
-    def train(*arguments: str) -> str:
-        done = subprocess.run(
-            command("train", *smoke, *offline, *arguments),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
-
-    train("hydra.run.dir=first")
-    (name,) = runs_of(tmp_path / "first")
-    last = last_checkpoint(tmp_path / "first")
-    printed = train("hydra.run.dir=second", f"ckpt_path={last}", "trainer.max_steps=3")
-    assert f"logger.wandb: goes on with run {name}" in printed
-    assert list(runs_of(tmp_path / "second")) == [name]
-
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert KEY.encode() not in content and b"do-not-write-me" not in content, path
+    written = [path for folder in (agents, tmp_path) for path in folder.rglob("*")]
+    for path in filter(Path.is_file, written):
+        content = path.read_bytes()
+        assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
 @pytest.mark.parametrize(

@@ -161,12 +161,11 @@ def test_a_search_goes_on_and_repeats_no_finished_trial(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
-    for trials in (1, 2):
-        done = sweep(tmp_path, *SEARCH, "seed=13", f"hydra.sweeper.n_trials={trials}")
-        assert done.returncode == 0, done.stderr
-        # They count, too: the same command does not try for ever.
-        folder = tmp_path / "logs" / "train" / "searches" / "debug"
-        assert starts(folder) == ["13"] * trials
+    done = sweep(tmp_path, *SEARCH, "seed=13", "hydra.sweeper.n_trials=2")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "logs" / "train" / "searches" / "debug"
+    # It counts, too: the same command does not try for ever.
+    assert starts(folder) == ["13", "13"]
 
 
 EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()

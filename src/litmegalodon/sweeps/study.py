@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from litmegalodon.sweeps.report import say_where
 from litmegalodon.utils.printing import say, short_path
 
 SQLITE = "sqlite:///"
+# After which a trial without settings is one of a process that is gone.
+SECONDS = 60
 # What a study was made for, among its attributes.
 SETTINGS = "settings"
 
@@ -95,6 +98,9 @@ def search(
         except RunsFailed as error:
             say(str(error))
             value = float("nan")
+        if study.trials[trial.number].state.is_finished():
+            # Another process has waited for the same run.
+            return
         # A run that diverged has no value to learn from.
         failed = value != value
         study.tell(
@@ -105,7 +111,9 @@ def search(
 
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         if set(trial.params) != set(searched):
-            study.tell(trial.number, state=TrialState.FAIL)
+            # Interrupted before it had settings; a young one may be another process's.
+            if (datetime.now() - trial.datetime_start).total_seconds() > SECONDS:
+                study.tell(trial.number, state=TrialState.FAIL)
         elif not is_trained_elsewhere(sweep.folder, settings(trial)):
             say(f"study {study_name}: trial {trial.number + 1} was interrupted and goes on")
             run(Trial(study, trial._trial_id))
