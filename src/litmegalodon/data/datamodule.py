@@ -236,12 +236,7 @@ class TextDataModule(LightningDataModule):
 
     def check_tokenizer(self, state_dict: Mapping[str, Any], whose: str) -> None:
         """ValueError if weights were trained on the ids of another tokenizer."""
-        name, ours = "tokenizer.fingerprint", self.tokenizer.fingerprint
-        if state_dict[name] != ours:
-            raise ValueError(
-                f"data.{name}={ours}: {whose} was trained with {state_dict[name]}, to which these"
-                " ids are other text; take the tokenizer that it was trained with"
-            )
+        check_tokenizer(self.tokenizer, state_dict, whose)
 
     def summary(self) -> dict[str, int | float | str | None]:
         """What has been read, for printing.
@@ -360,6 +355,16 @@ class TextDataModule(LightningDataModule):
                 f"data.{setting}={batch_size}: counts rows over all {world} data-parallel"
                 f" processes and must divide by them; set data.{setting}={nearest}"
             )
+
+
+def check_tokenizer(tokenizer: Tokenizer, state_dict: Mapping[str, Any], whose: str) -> None:
+    """ValueError if weights, trained with a data module of this state, are of other ids."""
+    name, ours = "tokenizer.fingerprint", tokenizer.fingerprint
+    if state_dict[name] != ours:
+        raise ValueError(
+            f"data.{name}={ours}: {whose} was trained with {state_dict[name]}, to which these"
+            " ids are other text; take the tokenizer that it was trained with"
+        )
 
 
 def _streamed(parts: list[Part]) -> bool:

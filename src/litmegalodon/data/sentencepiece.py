@@ -148,6 +148,11 @@ class SentencePieceTokenizer:
             return data.lstrip(b" ")
         return data[1:] if self._adds_prefix else data
 
+    @property
+    def names(self) -> list[str]:
+        """What the model calls each id; no two alike."""
+        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+
     def byte_values(self, ids: np.ndarray) -> np.ndarray:
         """The bytes that those of `ids` stand for which are byte tokens, uint8."""
         if self._first_byte is None:

@@ -2,6 +2,7 @@
 names.
 """
 
+from collections.abc import Mapping
 from inspect import isclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from litmegalodon.data import Tokenizer
+from litmegalodon.interop import exported
 from litmegalodon.models import Megalodon, MegalodonConfig
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
@@ -35,8 +37,8 @@ def load_model(
     of this package: no code that a checkpoint names is run, none that it holds either.
 
     Args:
-        checkpoint: a checkpoint, a run's folder (its newest one), or `last`: the newest one below
-            logs/train.
+        checkpoint: a checkpoint, a run's folder (its newest one), `last`: the newest one below
+            logs/train, or the folder of an export in safetensors.
         device: auto (cuda where there is one), cpu or cuda.
         dtype: float32, bfloat16 (CEMA and norms stay float32) or float64.
         tokenizer: one to take instead of the checkpoint's.
@@ -45,13 +47,18 @@ def load_model(
         ValueError: there is no such checkpoint, it is damaged, or its tokenizer can't be made.
     """
     setting = f"ckpt_path={checkpoint}"
-    path = checkpoints.find("ckpt_path", str(checkpoint), Path("logs/train"))
+    path = checkpoints.find("ckpt_path", str(checkpoint), Path("logs/train"), exports=True)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     place = _device(device)
-    meta = read_meta(path, setting)
-    tokenizer = _tokenizer(path, setting) if tokenizer is None else tokenizer
-    config = _make(MegalodonConfig, meta["hyper_parameters"]["config"], setting)
+    exported_there = checkpoints.is_export(path)
+    if exported_there:
+        config = exported.read_config(path, setting)
+    else:
+        config = config_of(read_meta(path, setting), setting)
+    if tokenizer is None:
+        find_tokenizer = exported.tokenizer_of if exported_there else tokenizer_beside
+        tokenizer = find_tokenizer(path, setting)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{setting}: the model knows {config.vocab_size:,} tokens and the tokenizer has"
@@ -60,8 +67,11 @@ def load_model(
     with torch.device("meta"):
         model = Megalodon(config).to(getattr(torch, dtype))
     model.to_empty(device=place)
-    tensors = {f"{WEIGHTS}{name}": value for name, value in model.state_dict().items()}
-    read_tensors(path, tensors, setting)
+    tensors = model.state_dict()
+    if exported_there:
+        exported.fill(path, tensors, setting)
+    else:
+        read_tensors(path, {f"{WEIGHTS}{n}": value for n, value in tensors.items()}, setting)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -75,8 +85,17 @@ def _device(name: str) -> str:
     return name
 
 
-def _tokenizer(checkpoint: Path, setting: str) -> Tokenizer:
-    """The tokenizer of the settings that Hydra saved for the run."""
+def config_of(meta: Mapping[str, Any], setting: str) -> MegalodonConfig:
+    """The config of the network of a checkpoint; ValueError where it is of another kind."""
+    return _make(MegalodonConfig, meta["hyper_parameters"]["config"], setting)
+
+
+def tokenizer_beside(checkpoint: Path, setting: str) -> Tokenizer:
+    """The tokenizer of the settings that Hydra saved for the run.
+
+    Raises:
+        ValueError: they are not there, or name something else than a tokenizer of this package.
+    """
     path = checkpoints.run_config(checkpoint)
     try:
         node = None if path is None else OmegaConf.select(OmegaConf.load(path), "data.tokenizer")

@@ -62,7 +62,7 @@ def check_request(cfg: DictConfig, texts: Mapping[str, Sequence[str]]) -> Reques
     if OmegaConf.is_missing(cfg, "ckpt_path") or not cfg.ckpt_path:
         raise ValueError("ckpt_path: give the checkpoint to write with, or `last` for the newest")
     task_dir = Path(cfg.paths.log_dir) / cfg.last_of
-    cfg.ckpt_path = str(checkpoints.find("ckpt_path", str(cfg.ckpt_path), task_dir))
+    cfg.ckpt_path = str(checkpoints.find("ckpt_path", str(cfg.ckpt_path), task_dir, exports=True))
 
     typed = sys.stdin is None or sys.stdin.isatty()
     from_input = cfg.prompt_file == STANDARD_INPUT

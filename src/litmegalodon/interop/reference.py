@@ -22,16 +22,33 @@ def load_reference_state_dict(
 ) -> LoadReport:
     """Copy the reference's parameters into the model, in the model's dtype and device.
 
-    The reference's rotary frequencies and prior statistics are buffers that its own model never
-    changes; they are reported as ignored. A prior that would change the result (prior_count above
-    0) is refused.
-
     Args:
         state_dict: as saved by the reference: one file's names and tensors, not sharded.
         strict: refuse missing or unexpected names; else only report them.
 
     Raises:
-        ValueError: a shape differs, a prior is set, or (strict) names do not match.
+        ValueError: as `check_reference_state_dict`, before anything is copied.
+    """
+    report = check_reference_state_dict(model, state_dict, strict)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in state_dict:
+                parameter.copy_(state_dict[name])
+    return report
+
+
+def check_reference_state_dict(
+    model: Megalodon, state_dict: Mapping[str, Tensor], strict: bool = True
+) -> LoadReport:
+    """Compare names and shapes with the model's, which may be on the meta device.
+
+    The reference's rotary frequencies and prior statistics are buffers that its own model never
+    changes; they are reported as ignored. A prior that would change the result (prior_count above
+    0) is refused.
+
+    Raises:
+        ValueError: a shape differs, a prior is set, a shared embedding is not shared there, or
+            (strict) names do not match.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     ignored = [name for name in state_dict if _is_constant(name)]
@@ -63,9 +80,6 @@ def load_reference_state_dict(
             "model.config.share_emb=True: embed.weight and output.output.weight differ in this "
             "state dict; set share_emb=false"
         )
-    with torch.no_grad():
-        for name, value in given.items():
-            own[name].copy_(value)
     return LoadReport(missing, unexpected, ignored)
 
 

@@ -258,6 +258,11 @@ class MegalodonModule(lightning.LightningModule):
             data.check(meta[type(data).__qualname__])
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
+        if "imported" in meta:
+            raise ValueError(
+                f"ckpt_path={path}: holds imported weights and no training to go on with; take them"
+                " with init_from="
+            )
         for name, value in ours["resume"].items():
             if (then := theirs["resume"].get(name, value)) != value:
                 raise ValueError(

@@ -11,11 +11,14 @@ PATHS = (
     "init_from",
     "hydra.run.dir",
     "output",
+    "path",
     "prompt_file",
     "state",
     "save_state",
     "data.source.folder",
     "data.tokenizer.path",
+    "evaluation.prompts",
+    "harness.include_path",
 )
 UNQUOTED = re.compile(r"[\w\-./\\+%*@?|:]*")
 

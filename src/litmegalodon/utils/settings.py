@@ -44,6 +44,11 @@ WHOLE_NUMBERS_AT_LEAST = {
     "vocab_size": 1,
     "max_bytes": 1,
     "max_held_out_bytes": 1,
+    "harness.limit": 1,
+    "harness.batch_size": 1,
+    "harness.piece_tokens": 1,
+    "harness.max_gen_toks": 1,
+    "harness.bootstrap_iters": 0,
     **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
@@ -52,6 +57,7 @@ MAY_BE_NULL = {
     "trainer.gradient_clip_val",
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
+    "harness.limit",
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
@@ -63,6 +69,7 @@ NUMBERS = {
     "model.scheduler.final_ratio": (0, 1, True),
     "trainer.gradient_clip_val": (0, math.inf, False),
     "character_coverage": (0, 1, False),
+    "max_shard_gb": (0, math.inf, False),
 }
 CHOICES = {
     "data.cutting": CUTTINGS,
@@ -74,8 +81,11 @@ CHOICES = {
     "trainer.precision": ("32-true", "bf16-mixed"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("float32", "bfloat16", "float64"),
+    "harness.dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
     "model_type": ("bpe", "unigram"),
+    "from": ("reference", "megalodon-hf", "export"),
+    "format": ("hf", "safetensors", "reference"),
 }
 # Objects that a run can't do without; without one of these there would be nothing to check inside.
 NEEDED = (
@@ -99,6 +109,8 @@ FLAGS = (
     "extras.print_config",
     "extras.tracebacks",
     "overwrite",
+    "harness.log_samples",
+    "accept_different_norm",
 )
 
 
