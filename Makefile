@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor lock audit train eval generate plan data bench kernels test test-slow test-all lint format docs clean
+.PHONY: help setup doctor lock audit train eval generate plan data board sweep agent bench kernels test test-slow test-all lint format docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -18,6 +18,8 @@ LOCK ?=
 EXP ?=
 CKPT ?=
 PROMPT ?=
+SWEEP ?=
+ID ?=
 ARGS ?=
 
 # A file's tests stay together: they share what is slow to set up. One thread each, or they wait for one another.
@@ -71,6 +73,18 @@ plan: $(STAMP) ## Memory, traffic and time of a run on GPUs that are not here; E
 
 data: $(STAMP) ## Look at data before training on it; ARGS="data=files data.source.paths=[corpus]"
 	$(BIN)/python scripts/show_data.py $(if $(EXP),experiment=$(EXP)) $(ARGS)
+
+board: $(STAMP) ## Show the curves of all runs in a browser (TensorBoard); ARGS="--port 6007"
+	$(BIN)/python -m tensorboard.main --logdir logs $(ARGS)
+
+sweep: $(STAMP) ## Create a sweep in Weights & Biases from configs/sweep/; SWEEP=lr
+	$(BIN)/wandb sweep $(ARGS) configs/sweep/$(or $(SWEEP),lr).yaml
+
+# An agent starts `python`, and has to outlive runs that fail.
+agent: $(STAMP) ## Work on a sweep: ID=<what make sweep printed>; start as many as you like
+	@test -n "$(ID)" || { echo "error: ID: give the sweep's, as make agent ID=name/litmegalodon/abcd1234; make sweep prints it" >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" WANDB_AGENT_DISABLE_FLAPPING=true WANDB_AGENT_MAX_INITIAL_FAILURES=1000 \
+		$(BIN)/wandb agent $(ARGS) $(ID)
 
 bench: $(STAMP) ## Time a training step and the operators on the CPU; ARGS="--only memory"
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

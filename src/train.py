@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from litmegalodon.utils import errors
 from litmegalodon.utils.allocator import keep_freed_memory
 from litmegalodon.utils.checkpoints import newest
-from litmegalodon.utils.command_line import prepare
+from litmegalodon.utils.command_line import is_main_process, prepare
 from litmegalodon.utils.printing import (
     describe_data,
     describe_model,
@@ -20,6 +20,7 @@ from litmegalodon.utils.printing import (
     say,
     short_path,
 )
+from litmegalodon.utils.results import write_results
 from litmegalodon.utils.settings import check_settings
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def main(cfg: DictConfig) -> float | None:
         check_settings(cfg)
         opening(cfg)
         metrics = train(cfg)
+        if is_main_process():
+            write_results(Path(cfg.paths.output_dir), metrics)
         say(f"run folder: {short_path(Path(cfg.paths.output_dir))}")
     if cfg.optimized_metric and cfg.optimized_metric not in metrics:
         say(f"optimized_metric={cfg.optimized_metric}: was not measured in this run")

@@ -59,7 +59,9 @@ MISTAKES = {
     "ckpt_path=a-step=7.ckpt": "ckpt_path=a-step=7.ckpt: there is no such file",
     "modle.lr=1": "modle.lr: there is no such setting; --help lists them",
     "data.seq_len=[": "data.seq_len=\\[: cannot be read; quote the value",
-    "-m trainer.devices=2 seed=1,2 hydra.sweep.dir=.": "trainer.devices=2: a sweep .* one process",
+    "-m trainer.devices=2 seed=1,2 hydra.sweep.dir=. hydra/launcher=basic": (
+        "trainer.devices=2: .* hydra/launcher=basic .*; leave hydra/launcher=runs"
+    ),
 }
 
 

@@ -40,11 +40,12 @@ class MegalodonModule(lightning.LightningModule):
     """A network with its loss, optimizer, schedule and metrics.
 
     A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
-    micro-batch. Logged after each optimizer step: train/loss, train/grad_norm (before clipping),
-    train/lr, tokens (trained on so far, all ranks), tokens_per_second, data/utilisation (share of
-    positions that hold a token of a document), data/left_out (places of the source that gave no
-    document, where it is read as it comes); at a validation: val/loss,
-    val/bpb, val/ppl. Lanes carry the model's state from batch to batch, its gradient cut there.
+    micro-batch. Logged after each optimizer step: train/loss, train/bpb (by the bytes a token of
+    the held-out text), train/grad_norm (before clipping), train/lr, tokens (trained on so far, all
+    ranks), tokens_per_second, data/utilisation (share of positions that hold a token of a
+    document), data/left_out (places of the source that gave no document, where it is read as it
+    comes); at a validation: val/loss, val/bpb, val/ppl. Lanes carry the model's state from batch to
+    batch, its gradient cut there.
 
     Args:
         config: the network's sizes, which make it.
@@ -85,6 +86,8 @@ class MegalodonModule(lightning.LightningModule):
         self.examiner: nn.Module | None = None
         # Decides whether a step is made: anything with admits(loss, norm, own_loss) and counts().
         self.guard: Any = None
+        # Called with the state after a batch, where one wants to see it.
+        self.watch: Callable[[Any], None] | None = None
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens,
         # padding.
         self._step_sums: Tensor | None = None
@@ -92,6 +95,7 @@ class MegalodonModule(lightning.LightningModule):
         # What this process was asked, above zero to stop, and whether any was when the last step
         # was made; see callbacks.Interruptions.
         self.asked_to_stop, self.any_asked_to_stop = 0, False
+        self._tokens_per_byte: float | None = None
         # Tokens trained on, over all ranks: in the steps made, and in the one being made.
         self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
@@ -133,6 +137,10 @@ class MegalodonModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
+        # How many bytes a batch has is not known: as many a token as the held-out text.
+        data = self.trainer.datamodule
+        if data is not None and getattr(data, "val_bytes", 0):
+            self._tokens_per_byte = data.val_targets / data.val_bytes
         self._clock = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -146,6 +154,8 @@ class MegalodonModule(lightning.LightningModule):
         )
         if self.lanes is not None:
             self.lanes.keep(state)
+        if self.watch is not None:
+            self.watch(state)
         padding = batch["padding"].to(nll.device)
         sums = torch.stack([nll.detach().double(), valid.double(), padding.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
@@ -210,6 +220,8 @@ class MegalodonModule(lightning.LightningModule):
             if self.lanes is not None:
                 self.lanes.mend()
         self.log("train/loss", loss, prog_bar=True)
+        if self._tokens_per_byte is not None:
+            self.log("train/bpb", bits_per_byte(loss, self._tokens_per_byte))
         self.log("train/grad_norm", norm)
         self.log("data/utilisation", 1.0 - padding / self._step_tokens)
         self._step_tokens -= int(padding)

@@ -116,6 +116,8 @@ def explain(error: BaseException) -> str:
     """One sentence for an error, Hydra's own ones reworded to name the setting and the fix."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if (group, name) == ("hydra/sweeper", "optuna"):
+            return "hparams_search=optuna: needs pip install 'litmegalodon[optuna]'"
         return f"{group}={name}: there is no such {group}; there are {', '.join(error.options)}"
     if isinstance(error, RuntimeError) and WORKER_GONE.search(str(error)):
         return (

@@ -1,5 +1,6 @@
 """Lightning's objects from a configuration that check_settings has passed."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +12,12 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
+from litmegalodon.training.callbacks.run_ids import RunIds, run_id
+from litmegalodon.utils.checkpoint_files import read_meta
 from litmegalodon.utils.checkpoints import is_complete
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import say, tame_lightning
@@ -62,6 +65,8 @@ def make_trainer(cfg: DictConfig) -> Trainer:
             " set a number of processes"
         )
     callbacks = make_list(cfg.get("callbacks"), "callbacks", Callback)
+    continue_hosted_run(cfg)
+    callbacks.append(RunIds())
     settings: dict[str, Any] = {
         "accelerator": kind,
         "callbacks": callbacks,
@@ -76,6 +81,24 @@ def make_trainer(cfg: DictConfig) -> Trainer:
         steps = min(cfg.validate_every, cfg.trainer.max_steps)
         settings["val_check_interval"] = steps * cfg.trainer.accumulate_grad_batches
     return instantiate(cfg.trainer, **settings)
+
+
+def continue_hosted_run(cfg: DictConfig) -> None:
+    """Let a resumed run continue the Weights & Biases run of its checkpoint.
+
+    An id that is set, in logger.wandb.id or by a sweep's agent in WANDB_RUN_ID, goes first.
+    """
+    node = OmegaConf.select(cfg, "logger.wandb")
+    resumed = cfg.get("train") and cfg.get("ckpt_path")
+    if not resumed or not node or node.get("id") or os.environ.get("WANDB_RUN_ID"):
+        return
+    known = run_id(read_meta(cfg.ckpt_path, f"ckpt_path={cfg.ckpt_path}"))
+    if known is None:
+        return
+    with open_dict(cfg):
+        node.id = known
+        node.resume = "allow"
+    say(f"logger.wandb: goes on with run {known}")
 
 
 def make_list(group: DictConfig | None, name: str, kind: type) -> list[Any]:

@@ -295,9 +295,9 @@ def check_processes(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN and not alone:
         raise ValueError(
-            f"trainer.devices={devices}: a sweep (-m) runs in one process, since each further"
-            " process would start the whole sweep again; set trainer.devices=1, or start one"
-            " command per setting: for seed in 1 2 3; do python src/train.py seed=$seed ...; done"
+            f"trainer.devices={devices}: with hydra/launcher=basic a sweep (-m) runs in one"
+            " process, since each further process would start the whole sweep again; leave"
+            " hydra/launcher=runs"
         )
     folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
     starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else ""

@@ -2,6 +2,7 @@
 
 from litmegalodon.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from litmegalodon.training.callbacks.interruptions import Interruptions
+from litmegalodon.training.callbacks.monitor import Monitor
 from litmegalodon.training.callbacks.progress import TokenProgressBar
 from litmegalodon.training.callbacks.report import RunReport
 from litmegalodon.training.callbacks.spike_guard import GoBack, SpikeGuard
@@ -12,6 +13,7 @@ __all__ = [
     "GoBack",
     "Interruptions",
     "LastCheckpoint",
+    "Monitor",
     "RunReport",
     "SpikeGuard",
     "TokenProgressBar",
