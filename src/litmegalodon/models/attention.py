@@ -23,6 +23,7 @@ from litmegalodon.models.rows import (
 )
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState
+from litmegalodon.models.step import attention_step, is_step
 from litmegalodon.ops import Places, chunk_attention
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.products import add_product
@@ -65,6 +66,9 @@ class MovingAverageGatedAttention(nn.Module):
         span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], where its tokens stand, seed of DropKey -> Y [B, L, D], state."""
+        alone = resets is None and span is None and state is not None and places.aligned
+        if alone and is_step(self, x, self.impl):
+            return attention_step(self, x, state, places)
         c, (batch, length, dim) = self.config, x.shape
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         t, norm_state = self.timenorm(x, state.norm if state else None, resets, span)

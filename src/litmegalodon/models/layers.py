@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from litmegalodon.models.span import Span
+from litmegalodon.models.step import is_step
 from litmegalodon.ops import NormState, cema, cema_end, timestep_norm, timestep_norm_end
+from litmegalodon.ops.cema.step import KeptCoefficients, StepCoefficients
 from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.timestep_norm.step import timestep_norm_step
 
 
 class Linear(nn.Linear):
@@ -53,6 +56,11 @@ class TimestepNorm(KeepsFloat32):
         span: Span | None = None,
     ) -> tuple[Tensor, NormState]:
         """x [B, L, D] -> normalised [B, L, D], statistics after the row's last token."""
+        if is_step(self, x, self.impl) and state is not None and resets is None and span is None:
+            y, state = timestep_norm_step(
+                x.squeeze(1), self.weight, self.bias, self.num_groups, self.eps, state
+            )
+            return y[:, None], state
         after = None
         if span is not None:
             end = timestep_norm_end(x, self.num_groups, resets, impl=self.impl)
@@ -78,6 +86,7 @@ class ComplexEMA(KeepsFloat32):
         self.theta = nn.Parameter(torch.empty(dim, 1, 1))
         self.gamma = nn.Parameter(torch.empty(dim, ndim, 2))
         self.omega = nn.Parameter(torch.empty(dim, 1))
+        self._kept = KeptCoefficients()
 
     def forward(
         self, x: Tensor, state: Tensor | None, resets: Tensor | None
@@ -103,6 +112,12 @@ class ComplexEMA(KeepsFloat32):
             return self(x, before, resets)[0], after
 
         return finish
+
+    def step_coefficients(self, dtype: torch.dtype) -> StepCoefficients:
+        """What `cema_step` needs for activations of a dtype, kept while the parameters do not
+        change.
+        """
+        return self._kept(self._coefficients, dtype)
 
     @property
     def _coefficients(self) -> tuple[Tensor, ...]:

@@ -1,0 +1,86 @@
+"""A block's step by a single token a row, as writing makes it: without gradients, on a CPU.
+
+Here a call takes as long as what surrounds the products, so nothing does that is not needed: no
+tiles, no dropout, no functions with a backward pass, no coefficients made anew. The mathematics is
+that of `attention.py` and `ffn.py`.
+
+Shapes: B batch, D model_dim, H heads.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, silu
+
+from litmegalodon.models.rows import cast, rms
+from litmegalodon.models.state import LayerState
+from litmegalodon.ops import Places
+from litmegalodon.ops.cema.step import cema_step
+from litmegalodon.ops.chunk_attention.step import chunk_attention_step
+from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.timestep_norm.step import timestep_norm_step
+
+if TYPE_CHECKING:
+    from litmegalodon.models.attention import MovingAverageGatedAttention
+    from litmegalodon.models.ffn import NormalizedFeedForward
+
+
+def is_step(module: nn.Module, x: Tensor, impl: str = "auto") -> bool:
+    """Whether a call of x [B, L, D] is such a step, as far as the module itself can tell."""
+    return (
+        x.shape[1] == 1
+        and x.device.type == "cpu"
+        and impl in ("auto", "torch")
+        and not module.training
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def attention_step(
+    mega: "MovingAverageGatedAttention", x: Tensor, state: LayerState, places: Places
+) -> tuple[Tensor, LayerState]:
+    """x [B, 1, D], rows equally far in their chunks -> Y [B, 1, D], state."""
+    c, wide, x_dtype = mega.config, compute_dtype(x), x.dtype
+    heads, x = c.num_heads, x.squeeze(1)
+    norm, ema = mega.timenorm, mega.cema
+    t, norm_state = timestep_norm_step(
+        x, norm.weight, norm.bias, norm.num_groups, norm.eps, state.norm
+    )
+    v = silu(linear(t, *cast(x_dtype, mega.wv.weight, mega.wv.bias)))
+    y, h = cema_step(t, ema.step_coefficients(x_dtype), ema.omega, state.h)
+
+    weight = mega.rmsnorm.weight
+    m = rms(y.to(wide), c.norm_eps)[0]
+    m = (m if weight is None else m.mul_(weight + 1)).to(x_dtype)
+    z = linear(m, *cast(x_dtype, mega.wz.weight, mega.wz.bias))
+    z = rms(z.to(wide).unflatten(1, (1, heads, -1)), c.norm_eps)[0]  # B x 1 x H x z
+    # In the wider dtype: in bfloat16 a small gamma is lost beside 1.
+    scale, shift = (u.to(wide).unflatten(1, (heads, -1)) for u in (mega.gamma, mega.beta))
+    qk = torch.addcmul(shift, z, (scale + 1).div_(math.sqrt(z.shape[-1]))).to(x_dtype)
+    a, kv = chunk_attention_step(
+        qk, v.unflatten(1, (heads, -1)), c.chunk_size, c.rope_base or 10_000.0, places, state.kv
+    )
+
+    gate = silu(linear(m, *cast(x_dtype, mega.wr.weight, mega.wr.bias)))
+    out = linear(m, *cast(x_dtype, mega.wh1.weight, mega.wh1.bias))
+    (wh2,) = cast(x_dtype, mega.wh2.weight)
+    out.addmm_(gate.mul_(a.flatten(1)), wh2.t()).add_(x)
+    return out[:, None], LayerState(norm_state, h, kv)
+
+
+def feed_forward_step(nffn: "NormalizedFeedForward", y: Tensor, x: Tensor) -> Tensor:
+    """Attention's output y and the block's input x, both [B, 1, D] -> the block's output."""
+    weight, bias = nffn.norm.weight, nffn.norm.bias
+    scale = None if weight is None else weight + 1
+    f = layer_norm(y.to(compute_dtype(y)), y.shape[-1:], scale, bias, nffn.config.norm_eps)
+    f = f.to(y.dtype)
+    w1, w2 = cast(y.dtype, nffn.fc1.weight, nffn.fc2.weight)
+    u = silu(linear(f, w1))
+    if nffn.fc3 is not None:
+        u.mul_(linear(f, nffn.fc3.weight.to(y.dtype)))
+    out = linear(u, w2)
+    return x + (out if nffn.alpha is None else out.mul_(nffn.alpha))
