@@ -66,8 +66,8 @@ class MovingAverageGatedAttention(nn.Module):
         span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], where its tokens stand, seed of DropKey -> Y [B, L, D], state."""
-        alone = resets is None and span is None and state is not None and places.aligned
-        if alone and is_step(self, x, self.impl):
+        continues = resets is None and span is None and state is not None
+        if continues and is_step(self, x, self.impl):
             return attention_step(self, x, state, places)
         c, (batch, length, dim) = self.config, x.shape
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)

@@ -114,9 +114,7 @@ class ComplexEMA(KeepsFloat32):
         return finish
 
     def step_coefficients(self, dtype: torch.dtype) -> StepCoefficients:
-        """What `cema_step` needs for activations of a dtype, kept while the parameters do not
-        change.
-        """
+        """What `cema_step` computes with in a dtype, kept while the parameters do not change."""
         return self._kept(self._coefficients, dtype)
 
     @property

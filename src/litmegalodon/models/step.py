@@ -16,7 +16,7 @@ from torch.nn.functional import layer_norm, linear, silu
 
 from litmegalodon.models.rows import cast, rms
 from litmegalodon.models.state import LayerState
-from litmegalodon.ops import Places
+from litmegalodon.ops import Places, chunk_attention
 from litmegalodon.ops.cema.step import cema_step
 from litmegalodon.ops.chunk_attention.step import chunk_attention_step
 from litmegalodon.ops.dispatch import compute_dtype
@@ -43,7 +43,7 @@ def is_step(module: nn.Module, x: Tensor, impl: str = "auto") -> bool:
 def attention_step(
     mega: "MovingAverageGatedAttention", x: Tensor, state: LayerState, places: Places
 ) -> tuple[Tensor, LayerState]:
-    """x [B, 1, D], rows equally far in their chunks -> Y [B, 1, D], state."""
+    """x [B, 1, D] and where its tokens stand -> Y [B, 1, D], state."""
     c, wide, x_dtype = mega.config, compute_dtype(x), x.dtype
     heads, x = c.num_heads, x.squeeze(1)
     norm, ema = mega.timenorm, mega.cema
@@ -51,7 +51,7 @@ def attention_step(
         x, norm.weight, norm.bias, norm.num_groups, norm.eps, state.norm
     )
     v = silu(linear(t, *cast(x_dtype, mega.wv.weight, mega.wv.bias)))
-    y, h = cema_step(t, ema.step_coefficients(x_dtype), ema.omega, state.h)
+    y, h = cema_step(t, ema.step_coefficients(wide), ema.omega, state.h)
 
     weight = mega.rmsnorm.weight
     m = rms(y.to(wide), c.norm_eps)[0]
@@ -61,9 +61,14 @@ def attention_step(
     # In the wider dtype: in bfloat16 a small gamma is lost beside 1.
     scale, shift = (u.to(wide).unflatten(1, (heads, -1)) for u in (mega.gamma, mega.beta))
     qk = torch.addcmul(shift, z, (scale + 1).div_(math.sqrt(z.shape[-1]))).to(x_dtype)
-    a, kv = chunk_attention_step(
-        qk, v.unflatten(1, (heads, -1)), c.chunk_size, c.rope_base or 10_000.0, places, state.kv
-    )
+    v, base = v.unflatten(1, (heads, -1)), c.rope_base or 10_000.0
+    if places.aligned:
+        a, kv = chunk_attention_step(qk, v, c.chunk_size, base, places, state.kv)
+    else:
+        q, k, v = (u[:, None] for u in (*qk.unbind(1), v))
+        where = {"chunk_size": c.chunk_size, "rope_base": base, "position": places}
+        a, kv = chunk_attention(q, k, v, **where, kv=state.kv, impl=mega.impl)
+        a = a.squeeze(1)
 
     gate = silu(linear(m, *cast(x_dtype, mega.wr.weight, mega.wr.bias)))
     out = linear(m, *cast(x_dtype, mega.wh1.weight, mega.wh1.bias))
