@@ -47,7 +47,7 @@ def inference(pairs: int, lengths: dict[str, int]) -> Iterator[Figure]:
     first, last = (statistics.median(u) for u in (spent[:quarter], spent[-quarter:]))
     name = f"reading a token, last quarter of {million:,} against the first"
     yield Figure(name, last / first, must=1.1, seconds={"subject": last, "other": first})
-    yield Figure("process's memory, last quarter against the first", memory, must=1.01)
+    yield Figure("process's memory, last quarter against the second", memory, must=1.01)
 
     sizes = {n: largest_state(ours, states[n]) for n in (near, far)}
     yield Figure("a text's state", sizes[far] / MIB, "MiB")
@@ -106,7 +106,8 @@ def read(
 
     Returns:
         the states after `stops` tokens, seconds spent until the end of each piece, and the median
-        of the process' memory in the last quarter of the pieces over that in the first.
+        of the process' memory in the last quarter of the pieces over that in the second, when all
+        but the last of the states are kept.
     """
     total = tokens.shape[1]
     edges = sorted({0, *range(PIECE, total, PIECE), total, *(n for n in stops if n < total)})
@@ -124,7 +125,8 @@ def read(
         if b in stops:
             states[b] = state
     quarter = max(1, len(resident) // 4)
-    grown = statistics.median(resident[-quarter:]) / statistics.median(resident[:quarter])
+    second = resident[quarter : 2 * quarter] or resident
+    grown = statistics.median(resident[-quarter:]) / statistics.median(second)
     return states, spent, grown
 
 
