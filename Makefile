@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval generate plan data bench kernels test test-slow test-all lint format clean
+.PHONY: help setup train eval generate plan data bench kernels test test-slow test-all lint format docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -75,6 +75,11 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The variable silences an advertisement of a successor that plugins do not support.
+docs: $(STAMP) ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
+
 clean: ## Remove caches and build leftovers (not .venv, not logs)
-	rm -rf .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info benchmarks/.cache
+	rm -rf site .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info benchmarks/.cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

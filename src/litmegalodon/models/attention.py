@@ -36,7 +36,8 @@ class MovingAverageGatedAttention(nn.Module):
     T = TimestepNorm(X), M = RMSNorm(CEMA(T)); queries and keys from M, values from T, gate from M;
     Y = M Wh1 + (attention * gate) Wh2 + X.
 
-    Source: paper, section 3; released reference.
+    Source:
+        paper, section 3; released reference.
     """
 
     def __init__(self, config: MegalodonConfig, impl: str):

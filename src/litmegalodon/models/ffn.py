@@ -25,7 +25,8 @@ from litmegalodon.ops.tiles import tiles
 class NormalizedFeedForward(nn.Module):
     """silu(F W1) [* F W3] W2 with F = LayerNorm(Y), added to the block's input X, not to Y.
 
-    Source: paper, section 3.4 (two-hop residual); released reference.
+    Source:
+        paper, section 3.4 (two-hop residual); released reference.
     """
 
     def __init__(self, config: MegalodonConfig):

@@ -45,6 +45,8 @@ def opening(cfg: DictConfig) -> None:
     if cfg.extras.ignore_warnings:
         warnings.filterwarnings("ignore")
     folder = Path(cfg.paths.output_dir)
+    # Hydra makes its own run folder; this one may be another.
+    folder.mkdir(parents=True, exist_ok=True)
     if cfg.extras.print_config:
         print_config(cfg, folder)
     say(f"run folder: {short_path(folder)}")

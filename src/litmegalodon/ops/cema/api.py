@@ -52,7 +52,8 @@ def cema(
     Raises:
         ValueError: a dtype, shape or impl that can't be served.
 
-    Source: released reference (the paper's eq. 2 also rotates the input by q's phase; the code does
+    Source:
+        released reference (the paper's eq. 2 also rotates the input by q's phase; the code does
         not).
     """
     _check(x, alpha, delta, theta, gamma, omega, state, resets)

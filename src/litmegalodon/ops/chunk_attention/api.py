@@ -57,7 +57,8 @@ def chunk_attention(
     Raises:
         ValueError: a dtype, shape, setting or impl that can't be served.
 
-    Source: paper, section 3.3; released reference (RoPE positions local to the chunk, DropKey).
+    Source:
+        paper, section 3.3; released reference (RoPE positions local to the chunk, DropKey).
     """
     check_input("chunk_attention", v, resets)
     if chunk_size < 1:

@@ -50,7 +50,8 @@ def timestep_norm(
     Raises:
         ValueError: a dtype, shape or impl that can't be served.
 
-    Source: paper, section 3.2; released reference (biased variance, current token included, eps
+    Source:
+        paper, section 3.2; released reference (biased variance, current token included, eps
         inside the root).
     """
     _check(x, num_groups, resets)

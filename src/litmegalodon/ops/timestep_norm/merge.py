@@ -71,7 +71,8 @@ def timestep_norm_merge(ends: NormState, reach: Tensor) -> NormState:
         ends: count [J, B], mean and var [J, B, G] of each stretch.
         reach: bool [J, B], which of them count; what the others hold is not looked at, NaN neither.
 
-    Source: Chan, Golub and LeVeque 1979, for J sets at once.
+    Source:
+        Chan, Golub and LeVeque 1979, for J sets at once.
     """
     counts = torch.where(reach, ends.count, 0)
     mean, var = (torch.where(reach[..., None], u.double(), 0) for u in (ends.mean, ends.var))
