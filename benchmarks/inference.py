@@ -49,16 +49,17 @@ def inference(pairs: int, lengths: dict[str, int]) -> Iterator[Figure]:
     yield Figure(name, last / first, must=1.1, seconds={"subject": last, "other": first})
     yield Figure("process's memory, last quarter against the second", memory, must=1.01)
 
-    sizes = {n: largest_state(ours, states[n]) for n in (near, far)}
+    steps = min(CHUNK, million // 1000)
+    sizes = {n: largest_state(ours, states[n], steps) for n in (near, far)}
     yield Figure("a text's state", sizes[far] / MIB, "MiB")
     yield Figure(f"state around {million:,} against {NEAR:,}", sizes[far] / sizes[near], must=1.01)
-    there, here = (writing(ours, states[n]) for n in (far, near))
+    there, here = (writing(ours, states[n], steps) for n in (far, near))
     name = f"writing a token around {million:,} against {NEAR:,}"
     figure = paired(name, there, here, pairs, must=1.05)
     yield figure
     written = curves["written"]["Megalodon"] = {
-        near: figure.seconds["other"] / CHUNK,
-        million: figure.seconds["subject"] / CHUNK,
+        near: figure.seconds["other"] / steps,
+        million: figure.seconds["subject"] / steps,
     }
 
     beside = curves["read"]["Llama"] = {}
@@ -80,15 +81,15 @@ def inference(pairs: int, lengths: dict[str, int]) -> Iterator[Figure]:
         cache, write = fastest_writing(theirs, n, pairs)
         figure = paired(
             f"writing after {n:,} tokens, times faster than the Llama, {cache} cache",
-            writing(ours, states[n]),
+            writing(ours, states[n], steps),
             write,
             pairs,
-            per=(CHUNK, WRITTEN),
+            per=(steps, WRITTEN),
             must=must,
             higher_is_better=True,
         )
         beside[n] = figure.seconds["other"] / WRITTEN
-        written[n] = figure.seconds["subject"] / CHUNK
+        written[n] = figure.seconds["subject"] / steps
         yield figure
     kept = 2 * CONFIG.num_layers * CONFIG.model_dim * 4 * longest
     yield Figure(f"the Llama's keys and values of {longest:,} tokens", kept / MIB, "MiB")
@@ -130,9 +131,9 @@ def read(
     return states, spent, grown
 
 
-def writing(model: Megalodon, state: MegalodonState) -> Callable[[], None]:
-    """Steps by one token over a whole chunk, each from the state that the one before left."""
-    tokens = torch.randint(CONFIG.vocab_size, (CHUNK, 1, 1), generator=_seeded())
+def writing(model: Megalodon, state: MegalodonState, steps: int) -> Callable[[], None]:
+    """Steps by one token, each from the state that the one before left."""
+    tokens = torch.randint(CONFIG.vocab_size, (steps, 1, 1), generator=_seeded())
 
     def run() -> None:
         now = state
@@ -143,10 +144,10 @@ def writing(model: Megalodon, state: MegalodonState) -> Callable[[], None]:
     return run
 
 
-def largest_state(model: Megalodon, state: MegalodonState) -> int:
-    """Bytes of the state over a chunk of steps at the most, room that it keeps included."""
+def largest_state(model: Megalodon, state: MegalodonState, steps: int) -> int:
+    """Bytes of the state over so many steps at the most, room that it keeps included."""
     most, token = 0, torch.zeros(1, 1, dtype=torch.int64)
-    for _ in range(CHUNK):
+    for _ in range(steps):
         _, state = advance(model, token, state)
         most = max(most, sum(u.untyped_storage().nbytes() for u in state.tensors().values()))
     return most
