@@ -1,13 +1,15 @@
 """Reading and writing at any length, beside a Llama of transformers with its keys and values kept.
 
 A text of a million random tokens is read once, in pieces as `inference.Reader` does, and the states
-on the way are kept: writing is timed from there, always over a whole chunk, since a step takes a
-little longer the fuller the chunk is. The Llama reads in one call; what it has read before it
-writes is filled in with random numbers, which take it as long as real ones.
+on the way are kept: reading on and writing are timed from there, all taken in turn. Writing is over
+a whole chunk, since a step takes a little longer the fuller the chunk is. The Llama reads in one
+call; what it has read before it writes is filled in with random numbers, which take it as long as
+real ones.
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from litmegalodon.inference.text_state import advance
 from litmegalodon.models import Megalodon, MegalodonState
-from measure import RESULTS, Figure, paired, seconds_of
+from measure import RESULTS, Figure, compared, paired, rounds, seconds_of
 from memory import status
 from subjects import CONFIG, Llama, count, megalodon
 
@@ -26,74 +28,100 @@ MILLION, PIECE, CHUNK = 1_000_000, 4096, CONFIG.chunk_size
 NEAR, WRITTEN = 1000, 16
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "inference.png"
 MIB = 2**20
+# By what is done and by which model: tokens read a second, or seconds a token written, by place.
+Curves = dict[str, dict[str, dict[int, float]]]
 
 
 @torch.no_grad()
 def inference(pairs: int, lengths: dict[str, int]) -> Iterator[Figure]:
     """Reading and writing: speed at every length, memory, times a Llama's speed."""
-    million, long, longest = (lengths[key] for key in ("million", "long", "longest"))
+    million, short, long, longest = (lengths[k] for k in ("million", "short", "long", "longest"))
     ours = megalodon().eval().requires_grad_(False)
     theirs = Llama(CONFIG, count(ours)).eval().requires_grad_(False)
     tokens = torch.randint(CONFIG.vocab_size, (1, million), generator=_seeded())
-    near, far = (max(0, n - CHUNK // 2) for n in (min(NEAR, million // 4), million))
-    stops = sorted({near, lengths["short"], long, longest, far} - {0})
-    states, seconds, memory = read(ours, tokens, stops)
-    curves: dict[str, dict[str, dict[int, float]]] = {"read": {}, "written": {}}
-    curves["read"]["Megalodon"] = {n: n / spent for n, spent in seconds.items()}
+    near, far = (n - min(CHUNK, million // 64) // 2 for n in (min(NEAR, million // 8), million))
+    states, seconds, memory = read(ours, tokens, sorted({near, short, long, longest, far}))
+    name = f"process's memory, last quarter of {million:,} against the second"
+    yield Figure(name, memory, must=1.01, seconds={"reading": seconds})
 
-    ends = list(seconds)
-    spent = [(seconds[b] - seconds[a]) / (b - a) for a, b in pairwise(ends) if b - a == PIECE]
-    quarter = max(1, len(spent) // 4)
-    first, last = (statistics.median(u) for u in (spent[:quarter], spent[-quarter:]))
-    name = f"reading a token, last quarter of {million:,} against the first"
-    yield Figure(name, last / first, must=1.1, seconds={"subject": last, "other": first})
-    yield Figure("process's memory, last quarter against the second", memory, must=1.01)
+    curves: Curves = {"read": {}, "written": {}}
+    some = tokens[:, : 2 * PIECE if million == MILLION else 64]
+    spent = rounds({n: lambda s=s: read(ours, some, [], s) for n, s in states.items()}, pairs)
+    curves["read"]["Megalodon"] = {
+        n: some.shape[1] / statistics.median(times) for n, times in spent.items()
+    }
+    name = f"reading a token after {far:,} tokens against after {near:,}"
+    yield compared(name, spent[far], spent[near], must=1.05)
+    yield from reading(pairs, ours, theirs, tokens, (short, long, 2 * long), curves)
 
     steps = min(CHUNK, million // 1000)
     sizes = {n: largest_state(ours, states[n], steps) for n in (near, far)}
     yield Figure("a text's state", sizes[far] / MIB, "MiB")
-    yield Figure(f"state around {million:,} against {NEAR:,}", sizes[far] / sizes[near], must=1.01)
-    there, here = (writing(ours, states[n], steps) for n in (far, near))
-    name = f"writing a token around {million:,} against {NEAR:,}"
-    figure = paired(name, there, here, pairs, must=1.05)
-    yield figure
-    written = curves["written"]["Megalodon"] = {
-        near: figure.seconds["other"] / steps,
-        million: figure.seconds["subject"] / steps,
-    }
+    yield Figure(
+        f"largest state after {far:,} tokens against after {near:,}",
+        sizes[far] / sizes[near],
+        must=1.01,
+    )
+    yield from writing(pairs, ours, theirs, states, (near, far), steps, curves)
+    kept = 2 * CONFIG.num_layers * CONFIG.model_dim * 4 * longest
+    yield Figure(f"the Llama's keys and values of {longest:,} tokens", kept / MIB, "MiB")
+    draw(curves, PICTURE if million == MILLION else RESULTS / "cpu-part.png")
 
+
+def reading(
+    pairs: int,
+    ours: Megalodon,
+    theirs: Llama,
+    tokens: Tensor,
+    lengths: Sequence[int],
+    curves: Curves,
+) -> Iterator[Figure]:
+    """Whole texts beside the Llama, the longest but twice: it takes it half a minute a time."""
     beside = curves["read"]["Llama"] = {}
-    for n, must in ((lengths["short"], None), (long, None), (long * 2, 5)):
-        # Half a minute a time at 32,768 tokens.
+    for n in lengths:
+        longest = n == lengths[-1]
         figure = paired(
             f"reading {n:,} tokens, times faster than the Llama",
             lambda n=n: read(ours, tokens[:, :n], []),
             lambda n=n: theirs.model(input_ids=tokens[:, :n], use_cache=True),
-            pairs if n < long else min(pairs, 2),
-            must=must,
+            min(pairs, 2) if longest else pairs,
+            must=5 if longest else None,
             higher_is_better=True,
         )
         beside[n] = n / figure.seconds["other"]
         yield figure
 
-    beside = curves["written"]["Llama"] = {}
-    for n, must in ((near, None), (lengths["short"], 1), (long, None), (longest, 3)):
-        cache, write = fastest_writing(theirs, n, pairs)
-        figure = paired(
+
+def writing(
+    pairs: int,
+    ours: Megalodon,
+    theirs: Llama,
+    states: dict[int, MegalodonState],
+    ends: tuple[int, int],
+    steps: int,
+    curves: Curves,
+) -> Iterator[Figure]:
+    """Steps from every state, and the Llama's after as many tokens, all taken in turn."""
+    runs = {("Megalodon", n): steps_from(ours, state, steps) for n, state in states.items()}
+    (near, far), caches = ends, {}
+    for n in states:
+        if n != far:
+            caches[n], runs["Llama", n] = fastest_writing(theirs, n, pairs)
+    spent = rounds(runs, pairs)
+    for (name, n), times in spent.items():
+        per = steps if name == "Megalodon" else WRITTEN
+        curves["written"].setdefault(name, {})[n] = statistics.median(times) / per
+    name = f"writing a chunk after {far:,} tokens against after {near:,}"
+    yield compared(name, spent["Megalodon", far], spent["Megalodon", near], must=1.05)
+    for n, cache in caches.items():
+        yield compared(
             f"writing after {n:,} tokens, times faster than the Llama, {cache} cache",
-            writing(ours, states[n], steps),
-            write,
-            pairs,
+            spent["Megalodon", n],
+            spent["Llama", n],
             per=(steps, WRITTEN),
-            must=must,
+            must={4096: 1, 65536: 3}.get(n),
             higher_is_better=True,
         )
-        beside[n] = figure.seconds["other"] / WRITTEN
-        written[n] = figure.seconds["subject"] / steps
-        yield figure
-    kept = 2 * CONFIG.num_layers * CONFIG.model_dim * 4 * longest
-    yield Figure(f"the Llama's keys and values of {longest:,} tokens", kept / MIB, "MiB")
-    draw(curves, PICTURE if million == MILLION else RESULTS / "cpu-part.png")
 
 
 def _seeded() -> torch.Generator:
@@ -101,37 +129,30 @@ def _seeded() -> torch.Generator:
 
 
 def read(
-    model: Megalodon, tokens: Tensor, stops: list[int]
-) -> tuple[dict[int, MegalodonState], dict[int, float], float]:
+    model: Megalodon, tokens: Tensor, stops: Sequence[int], state: MegalodonState | None = None
+) -> tuple[dict[int, MegalodonState], float, float]:
     """Read tokens [1, L] in pieces.
 
     Returns:
-        the states after `stops` tokens, seconds spent until the end of each piece, and the median
-        of the process' memory in the last quarter of the pieces over that in the second, when all
-        but the last of the states are kept.
+        the states after `stops` tokens, seconds, and the median of the process' memory in the last
+        quarter of the pieces over that in the second, when all but the last of the states are kept.
     """
     total = tokens.shape[1]
-    edges = sorted({0, *range(PIECE, total, PIECE), total, *(n for n in stops if n < total)})
-    states, spent, resident = {}, {}, []
-    state, seconds = None, 0.0
-
-    def one(a: int, b: int) -> None:
-        nonlocal state
-        _, state = advance(model, tokens[:, a:b], state)
-
+    edges = sorted({0, *range(PIECE, total, PIECE), total, *stops})
+    states, resident = {}, []
+    began = time.perf_counter()
     for a, b in pairwise(edges):
-        seconds += seconds_of(lambda a=a, b=b: one(a, b))
-        spent[b] = seconds
+        _, state = advance(model, tokens[:, a:b], state)
         resident.append(status("VmRSS"))
         if b in stops:
             states[b] = state
-    quarter = max(1, len(resident) // 4)
+    spent = time.perf_counter() - began
+    quarter = len(resident) // 4
     second = resident[quarter : 2 * quarter] or resident
-    grown = statistics.median(resident[-quarter:]) / statistics.median(second)
-    return states, spent, grown
+    return states, spent, statistics.median(resident[3 * quarter :]) / statistics.median(second)
 
 
-def writing(model: Megalodon, state: MegalodonState, steps: int) -> Callable[[], None]:
+def steps_from(model: Megalodon, state: MegalodonState, steps: int) -> Callable[[], None]:
     """Steps by one token, each from the state that the one before left."""
     tokens = torch.randint(CONFIG.vocab_size, (steps, 1, 1), generator=_seeded())
 
@@ -189,7 +210,7 @@ def _llama_writing(model: Llama, cache) -> Callable[[], None]:
     return run
 
 
-def draw(curves: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
+def draw(curves: Curves, path: Path) -> None:
     """Tokens read a second and milliseconds a token written, against the length of the text."""
     picture = Picture(figsize=(9, 3.6), layout="constrained")
     panels = zip(
@@ -205,6 +226,9 @@ def draw(curves: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
             style = {"color": "C0" if name == "Megalodon" else "C1", "marker": "o", "markersize": 3}
             axes.plot(places, [unit * curve[n] for n in places], label=name, **style)
         axes.set(xscale="log", yscale="log", xlabel="tokens of the text", ylabel=label)
+        axes.yaxis.set_major_formatter("{x:,.4g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.set_ylim(axes.get_ylim()[0] / 2, axes.get_ylim()[1] * 2)
         axes.grid(alpha=0.3)
     axes.legend()
     picture.savefig(path, dpi=120)
