@@ -67,10 +67,11 @@ class MovingAverageGatedAttention(nn.Module):
         span: Span | None = None,
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], where its tokens stand, seed of DropKey -> Y [B, L, D], state."""
+        c, (batch, length, dim) = self.config, x.shape
         continues = resets is None and span is None and state is not None
         if continues and is_step(self, x, self.impl):
-            return attention_step(self, x, state, places)
-        c, (batch, length, dim) = self.config, x.shape
+            affine = _affine(self.gamma, self.beta, c.num_heads, compute_dtype(x))
+            return attention_step(self, x, state, places, affine)
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         t, norm_state = self.timenorm(x, state.norm if state else None, resets, span)
         # The values need T only: they are computed while other processes' states arrive.

@@ -7,7 +7,6 @@ that of `attention.py` and `ffn.py`.
 Shapes: B batch, D model_dim, H heads.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,6 @@ from litmegalodon.ops import Places, chunk_attention
 from litmegalodon.ops.cema.step import cema_step
 from litmegalodon.ops.chunk_attention.step import chunk_attention_step
 from litmegalodon.ops.dispatch import compute_dtype
-from litmegalodon.ops.timestep_norm.step import timestep_norm_step
 
 if TYPE_CHECKING:
     from litmegalodon.models.attention import MovingAverageGatedAttention
@@ -41,15 +39,19 @@ def is_step(module: nn.Module, x: Tensor, impl: str = "auto") -> bool:
 
 
 def attention_step(
-    mega: "MovingAverageGatedAttention", x: Tensor, state: LayerState, places: Places
+    mega: "MovingAverageGatedAttention",
+    x: Tensor,
+    state: LayerState,
+    places: Places,
+    affine: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, LayerState]:
-    """x [B, 1, D] and where its tokens stand -> Y [B, 1, D], state."""
+    """x [B, 1, D], where its tokens stand, scale and shift of queries and keys, both [2, H, z] ->
+    Y [B, 1, D], state.
+    """
     c, wide, x_dtype = mega.config, compute_dtype(x), x.dtype
-    heads, x = c.num_heads, x.squeeze(1)
-    norm, ema = mega.timenorm, mega.cema
-    t, norm_state = timestep_norm_step(
-        x, norm.weight, norm.bias, norm.num_groups, norm.eps, state.norm
-    )
+    heads, ema = c.num_heads, mega.cema
+    t, norm_state = mega.timenorm(x, state.norm, None)
+    x, t = x.squeeze(1), t.squeeze(1)
     v = silu(linear(t, *cast(x_dtype, mega.wv.weight, mega.wv.bias)))
     y, h = cema_step(t, ema.step_coefficients(wide), ema.omega, state.h)
 
@@ -58,9 +60,8 @@ def attention_step(
     m = (m if weight is None else m.mul_(weight + 1)).to(x_dtype)
     z = linear(m, *cast(x_dtype, mega.wz.weight, mega.wz.bias))
     z = rms(z.to(wide).unflatten(1, (1, heads, -1)), c.norm_eps)[0]  # B x 1 x H x z
-    # In the wider dtype: in bfloat16 a small gamma is lost beside 1.
-    scale, shift = (u.to(wide).unflatten(1, (heads, -1)) for u in (mega.gamma, mega.beta))
-    qk = torch.addcmul(shift, z, (scale + 1).div_(math.sqrt(z.shape[-1]))).to(x_dtype)
+    scale, shift = affine
+    qk = torch.addcmul(shift, z, scale).to(x_dtype)  # B x 2 x H x z
     v, base = v.unflatten(1, (heads, -1)), c.rope_base or 10_000.0
     if places.aligned:
         a, kv = chunk_attention_step(qk, v, c.chunk_size, base, places, state.kv)

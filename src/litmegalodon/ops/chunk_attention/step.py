@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from litmegalodon.ops.chunk_attention.places import Places
-from litmegalodon.ops.chunk_attention.rope import table
+from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 from litmegalodon.ops.chunk_attention.state import KeyValueState
 from litmegalodon.ops.dispatch import compute_dtype
 
@@ -58,9 +58,9 @@ def chunk_attention_step(
         out [B, H, e] in v's dtype, and the keys and values with this token's.
     """
     n, wide = places.begin, compute_dtype(v)
-    factors = table(chunk_size, qk.shape[-1], rope_base, compute_dtype(qk), qk.device)[n]
-    pairs = torch.view_as_complex(qk.to(compute_dtype(qk)).unflatten(-1, (-1, 2)))
-    q, k = torch.view_as_real(pairs * factors).flatten(-2).to(qk.dtype).unbind(1)  # B x H x z
+    place = places.position[:1, None] % chunk_size
+    factors = rotation(place, qk.shape[-1], chunk_size, rope_base, qk)
+    q, k = rotate(qk, factors).unbind(1)  # B x H x z
     room = getattr(kv, "room", None)
     if room is None or kv.k.shape[1] != n or not room.take(n):
         first = KeyValueState(kv.k[:, :n], kv.v[:, :n], kv.length)
