@@ -60,7 +60,15 @@ def test_a_figures_ratio_and_verdict():
 
 @pytest.mark.slow
 def test_make_bench_in_small(tmp_path):
-    sizes = ("--shrink=64", "--pairs=1", "--threads=1", "--only", "operators", "memory")
+    sizes = (
+        "--shrink=64",
+        "--pairs=1",
+        "--threads=1",
+        "--only",
+        "operators",
+        "memory",
+        "inference",
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/cpu.py"), *sizes],
         cwd=tmp_path,
@@ -72,9 +80,11 @@ def test_make_bench_in_small(tmp_path):
     assert done.returncode == 0, done.stderr
     saved = json.loads((ROOT / "benchmarks/results/cpu-part.json").read_text())
     names = " ".join(figure["name"] for figure in saved["figures"])
-    for part in ("FFT", "reference loop", "checkpointing", "peak of the process"):
+    parts = ("FFT", "reference loop", "checkpointing", "peak of the process", "writing", "reading")
+    for part in parts:
         assert part in names
         assert part in done.stdout
+    assert (ROOT / "benchmarks/results/cpu-part.png").stat().st_size > 1000
     # No bound is applied to lengths that it is not for.
     assert all(figure["must"] is None for figure in saved["figures"])
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from litmegalodon.data.batches import TrainBatches, ValBatches
 from litmegalodon.data.corpus import HeldOut, Opening, Part
+from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
 from litmegalodon.data.packing import PackedRows, check_cutting
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
@@ -204,7 +205,8 @@ class TextDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""
         return {"cursor": self.cursor, "places": self._all_places(), **self._identity()} | {
-            "tokenizer.fingerprint": self.tokenizer.fingerprint
+            "tokenizer.fingerprint": self.tokenizer.fingerprint,
+            "source.files": files_of(self.source),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -240,10 +242,13 @@ class TextDataModule(LightningDataModule):
             # A setting that the checkpoint does not know had no other value then.
             theirs = state_dict.get(name, ours)
             if ours != theirs:
+                differs = ""
+                if name == "source.fingerprint":
+                    differs = difference(state_dict.get("source.files"), files_of(self.source))
                 raise ValueError(
                     f"data.{name}={ours}: the checkpoint was trained with {theirs}, so resuming"
-                    f" would read other batches; go back to {theirs}, or take only its weights with"
-                    " init_from= in place of ckpt_path="
+                    f" would read other batches{differs}; go back to {theirs}, or take only its"
+                    " weights with init_from= in place of ckpt_path="
                 )
 
     def check_tokenizer(self, state_dict: Mapping[str, Any], whose: str) -> None:

@@ -22,6 +22,7 @@ from litmegalodon.models.rows import (
 )
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState
+from litmegalodon.models.step import attention_step, is_step
 from litmegalodon.ops import Places, chunk_attention
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.products import add_product
@@ -66,6 +67,11 @@ class MovingAverageGatedAttention(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], where its tokens stand, seed of DropKey -> Y [B, L, D], state."""
         c, (batch, length, dim) = self.config, x.shape
+        continues = resets is None and span is None and state is not None
+        if continues and is_step(self, x, self.impl):
+            normalised = c.attention == "normalised"
+            affine = _affine(self.gamma, self.beta, c.num_heads, compute_dtype(x), normalised)
+            return attention_step(self, x, state, places, affine)
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         t, norm_state = self.timenorm(x, state.norm if state else None, resets, span)
         # The values need T only: they are computed while other processes' states arrive.

@@ -15,6 +15,7 @@ from litmegalodon.models.rows import (
     cast,
     product_dtype,
 )
+from litmegalodon.models.step import feed_forward_step, is_step
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.products import add_product
 from litmegalodon.ops.tiles import tiles
@@ -41,6 +42,8 @@ class NormalizedFeedForward(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Attention's output y and the block's input x, both [B, L, D] -> the block's output."""
+        if is_step(self, y):
+            return feed_forward_step(self, y, x)
         c, rows = self.config, y.shape[0] * y.shape[1]
         inner, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         drop_inner = Dropout.draw(inner, rows, c.ffn_hidden_dim, y.device)

@@ -11,8 +11,11 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.span import Span
+from litmegalodon.models.step import is_step
 from litmegalodon.ops import NormState, cema, cema_end, timestep_norm, timestep_norm_end
+from litmegalodon.ops.cema.step import KeptCoefficients, StepCoefficients
 from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.timestep_norm.step import timestep_norm_step
 
 
 class Linear(nn.Linear):
@@ -55,6 +58,11 @@ class TimestepNorm(KeepsFloat32):
         span: Span | None = None,
     ) -> tuple[Tensor, NormState]:
         """x [B, L, D] -> normalised [B, L, D], statistics after the row's last token."""
+        if is_step(self, x, self.impl) and state is not None and resets is None and span is None:
+            y, state = timestep_norm_step(
+                x.squeeze(1), self.weight, self.bias, self.num_groups, self.eps, state
+            )
+            return y[:, None], state
         after = None
         if span is not None:
             end = timestep_norm_end(x, self.num_groups, resets, impl=self.impl)
@@ -129,6 +137,7 @@ class ComplexEMA(KeepsFloat32):
         self.theta = None if real else nn.Parameter(torch.empty(dim, 1, 1))
         self.gamma = nn.Parameter(torch.empty(dim, ndim, 1 if real else 2))
         self.omega = nn.Parameter(torch.empty(dim, 1))
+        self._kept = KeptCoefficients()
 
     def forward(
         self, x: Tensor, state: Tensor | None, resets: Tensor | None
@@ -154,6 +163,10 @@ class ComplexEMA(KeepsFloat32):
             return self(x, before, resets)[0], after
 
         return finish
+
+    def step_coefficients(self, dtype: torch.dtype) -> StepCoefficients:
+        """What `cema_step` computes with in a dtype, kept while the parameters do not change."""
+        return self._kept(self._coefficients, dtype)
 
     @property
     def _coefficients(self) -> tuple[Tensor, ...]:
