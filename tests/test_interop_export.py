@@ -212,6 +212,10 @@ def test_a_damaged_or_cut_export_is_refused_in_one_sentence(checkpoint, tmp_path
     (folder / "config.json").write_text(json.dumps(settings | {"ffn_hidden_dim": 13}))
     with pytest.raises(ValueError, match=r"fc1.weight has shape .*its config says"):
         load_model(folder)
+    # Sizes beyond any memory, of which none is taken before the files are looked at.
+    (folder / "config.json").write_text(json.dumps(settings | {"ffn_hidden_dim": 10**13}))
+    with pytest.raises(ValueError, match=r"fc1.weight has shape .*its config says"):
+        load_model(folder)
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": "megalodon"}))
     with pytest.raises(ValueError, match=r"of a model megalodon, not of an export"):
         load_model(folder)

@@ -66,6 +66,8 @@ def load_model(
         )
     with torch.device("meta"):
         model = Megalodon(config).to(getattr(torch, dtype))
+    if exported_there:
+        exported.check_files(path, model, setting)
     model.to_empty(device=place)
     tensors = model.state_dict()
     if exported_there:
