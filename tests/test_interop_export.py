@@ -89,6 +89,30 @@ def test_a_tokenizer_of_a_model_file_goes_with_the_weights(tmp_path):
     loaded, tokenizer = load_model(again)
     assert tokenizer.fingerprint == wanted.fingerprint
     assert_same_weights(loaded, model)
+    train_tokenizer(tmp_path / "export" / "tokenizer.model", vocab_size=390)
+    with pytest.raises(ValueError, match=r"its files make .*give it the tokenizer.model"):
+        load_model(tmp_path / "export")
+
+
+def test_an_import_says_what_has_no_effect_and_what_may_be_another_s(tmp_path, capsys):
+    model = hard_model(hard_config(vocab_size=400), torch.float32)
+    checkpoint = write_checkpoint(model, tmp_path / "run")
+    export(checkpoint, tmp_path / "reference", "reference")
+    given = ("reference", tmp_path / "reference", tmp_path / "a", "accept_different_norm=true")
+    import_checkpoint(composed_import(*given))
+    said = capsys.readouterr().out
+    assert "accept_different_norm=true: has no effect" in said
+    assert "data.tokenizer: has only 258 ids and the model knows 400 tokens" in said
+    export(checkpoint, tmp_path / "export", "hf")
+    sentencepiece = ("data/tokenizer=sentencepiece", "data.tokenizer.path=none.model")
+    given = ("export", tmp_path / "export", tmp_path / "b", *sentencepiece)
+    import_checkpoint(composed_import(*given))
+    said = capsys.readouterr().out
+    assert "data.tokenizer: has no effect, an export brings the one" in said
+    assert "has only" not in said
+    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path / "run", "no config.j")):
+        with pytest.raises(ValueError, match=f"path=.*there is {message}"):
+            import_checkpoint(composed_import("export", path, tmp_path / "c"))
 
 
 def test_a_shard_is_no_larger_than_asked_and_no_more_is_read_at_once(
@@ -227,7 +251,10 @@ def test_the_card_says_what_the_checkpoint_tells_and_what_is_unknown(model, tmp_
     meta |= {"tokens": 123456, "TextDataModule": {"source.fingerprint": "abcd", "seq_len": 64}}
     torch.save(meta, checkpoint / "meta.pt")
     source = {"_target_": "litmegalodon.data.FilesSource", "paths": ["/home/someone/books"]}
+    # As a mixture's sources are.
+    source["nested"] = {"mine": {"paths": ["~someone/letters", "../someone/diary", "kept/as/is"]}}
     saved = {"data": {"tokenizer": {"_target_": "litmegalodon.data.ByteTokenizer"}}}
+    saved["init_from"] = "/home/someone/their-run"
     saved["data"]["source"] = source
     OmegaConf.save(saved, tmp_path / "my-run" / ".hydra" / "config.yaml")
     rows = "step,val/loss,val/ppl,val/bpb\n10,3.0,20.1,4.5\n20,2.0,7.4,3.25\n30,1.0,2.7,1.5\n"
@@ -243,6 +270,8 @@ def test_the_card_says_what_the_checkpoint_tells_and_what_is_unknown(model, tmp_
         "| val/bpb | 3.2500 after step 20,",
         "| source | FilesSource |",
         "| source.paths | ['books'] |",
+        "| source.nested | {'mine': {'paths': ['letters', 'diary', 'kept/as/is']}} |",
+        "| began from | the weights of their-run, whose training is not counted |",
         "| source.fingerprint | abcd |",
         "| chunk_size | 16 |",
         "Licence: unknown. The author has to fill it in",

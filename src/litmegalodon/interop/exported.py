@@ -88,14 +88,19 @@ def tokenizer_of(folder: Path, setting: str) -> Tokenizer:
     """The tokenizer that the model was trained with.
 
     Raises:
-        ValueError: the folder does not say which.
+        ValueError: the folder does not say which, or holds another one than it says.
     """
-    if (folder / TOKENIZER_MODEL).is_file():
-        return SentencePieceTokenizer(str(folder / TOKENIZER_MODEL))
     facts: dict[str, Any] = read_json(folder / TOKENIZER_FACTS, setting)
-    if facts.get("kind") != "bytes":
+    model = folder / TOKENIZER_MODEL
+    if not model.is_file() and facts.get("kind") != "bytes":
         raise ValueError(
             f"{setting}: holds no {TOKENIZER_MODEL}, and its {TOKENIZER_FACTS} does not say"
             " that it reads bytes"
         )
-    return ByteTokenizer()
+    tokenizer = SentencePieceTokenizer(str(model)) if model.is_file() else ByteTokenizer()
+    if facts.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise ValueError(
+            f"{setting}: the model was trained with the tokenizer {facts['fingerprint']}, and its"
+            f" files make {tokenizer.fingerprint}; give it the {TOKENIZER_MODEL} that it had"
+        )
+    return tokenizer
