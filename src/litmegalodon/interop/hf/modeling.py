@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from litmegalodon.interop.hf.cache import (
     MegalodonCache,
     before_padding,
+    check_shape,
     padding_of,
     without_padding,
 )
@@ -131,10 +132,19 @@ class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
             None in training where a loss is asked for and they would be larger than 256 MiB; cache.
 
         Raises:
-            ValueError: an argument that this model has no use for, or a mask that hides tokens amid
-                a row.
+            ValueError: an argument that this model has no use for, or a mask of another shape or
+                that hides tokens amid a row.
         """
         _refuse_unknown(input_ids, kwargs)
+        if (
+            type(logits_to_keep) is not int
+            or logits_to_keep < 0
+            or (labels is not None and logits_to_keep)
+        ):
+            raise ValueError(
+                f"logits_to_keep={logits_to_keep}: must be how many last tokens get logits, and 0"
+                " (all) with labels, which need the logits of every token"
+            )
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
         opening = _Opening.of(self.model, input_ids, attention_mask, past_key_values)
@@ -183,6 +193,9 @@ class _Opening(NamedTuple):
         cache: MegalodonCache | None,
     ) -> "_Opening":
         length = tokens.shape[1]
+        if mask is not None:
+            seen = 0 if cache is None else cache.seen
+            check_shape(mask, len(tokens), {length, seen + length})
         if cache is not None:
             if mask is not None and not bool(mask[:, -length:].all()):
                 raise ValueError(
@@ -192,7 +205,7 @@ class _Opening(NamedTuple):
             return cls(cache.state)
         if mask is None or bool(mask.all()):
             return cls(None)
-        before, padded_behind = padding_of(mask, length)
+        before, padded_behind = padding_of(mask)
         if not bool(before.any()):
             return cls(None, padded_behind=padded_behind)
         state, start = before_padding(model.config, before, model.embed.weight.dtype)
