@@ -147,7 +147,7 @@ def test_masks_that_hide_what_no_padding_is_are_refused(model):
         with pytest.raises(ValueError, match=r"attention_mask has shape .*must be \[2, 6\]"):
             model(tokens, torch.ones(shape), past_key_values=past)
     for given in ({"logits_to_keep": torch.tensor([1])}, {"logits_to_keep": 1, "labels": tokens}):
-        with pytest.raises(ValueError, match="logits_to_keep=.*: must be how many last tokens"):
+        with pytest.raises(ValueError, match=r"logits_to_keep=.*: must be how many last tokens"):
             model(tokens, **given)
     with pytest.raises(ValueError, match="hides tokens after those of past_key_values"):
         model(tokens, torch.tensor([[1] * 12, [1] * 8 + [0] * 4]), past_key_values=cache)

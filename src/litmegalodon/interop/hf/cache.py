@@ -19,6 +19,10 @@ class MegalodonCache:
     """
 
     is_compileable = False
+    # From transformers 5.24 on: a memory is never shortened, and generate() cuts what was read off
+    # its input by get_seq_length(), which it does not where all layers are linear.
+    is_croppable = False
+    is_linear = (False,)
 
     def __init__(self, state: MegalodonState | None, seen: int) -> None:
         self._state, self.seen = state, seen
