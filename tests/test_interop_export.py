@@ -130,6 +130,7 @@ def test_a_shard_is_no_larger_than_asked_and_no_more_is_read_at_once(
     largest = max(p.nbytes for p in model.parameters())
     assert len(read) > 3
     assert all(size <= max(6000, largest) for size in read)
+    assert len({file.stat().st_mode for file in (tmp_path / "export").iterdir()}) == 1
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     names = {f"model.{name}" for name, _ in model.named_parameters()}
     assert index["weight_map"].keys() == names

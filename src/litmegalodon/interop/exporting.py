@@ -105,6 +105,8 @@ def _write_safetensors(
         file = "model.safetensors" if len(groups) == 1 else file
         tensors = {f"{prefix}{k}": v for k, v in _read(checkpoint, group, setting).items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors lets nobody else read it; an export is for others.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         places |= dict.fromkeys(tensors, file)
         total += sum(value.nbytes for value in tensors.values())
     if len(groups) > 1:
