@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 import tokenizer_helpers
 from config_helpers import CONFIGS, composed
 from eval import evaluate
+from litmegalodon.evaluation.settings import check_evaluation
 from litmegalodon.ops import launch
 from litmegalodon.utils.instantiate import make_trainer
 from litmegalodon.utils.settings import check_settings
@@ -22,12 +23,13 @@ from train import train
 ALL_FILES = sorted(
     path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "local"
 )
+# Groups of the evaluation's own.
+OF_EVALUATION = ("evaluation", "harness")
 EVALUATIONS = [path.stem for path in ALL_FILES if path.parent.name == "evaluation"]
-GROUP_FILES = [path for path in ALL_FILES if path.parent.name != "evaluation"]
+# Sweeps are Weights & Biases' files, in tests/test_hosted_sweeps.py.
+GROUP_FILES = [path for path in ALL_FILES if path.parent.name not in (*OF_EVALUATION, "sweep")]
 # Extras that a plain installation lacks, by the config that needs them.
 EXTRAS = {
-    "logger/tensorboard.yaml": "tensorboard",
-    "logger/many_loggers.yaml": "tensorboard",
     "logger/mlflow.yaml": "mlflow",
 }
 
@@ -124,8 +126,22 @@ def test_the_evaluation_config_composes_and_makes_what_it_describes(tmp_path: Pa
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_every_evaluation_composes_and_can_read(name: str, tmp_path: Path) -> None:
-    cfg = composed(f"evaluation={name}", "ckpt_path=null", folder=tmp_path, name="eval")
+    paths = ["evaluation.paths=[README.md]"] if name == "files" else []
+    settings = (f"evaluation={name}", "ckpt_path=null", *paths)
+    cfg = composed(*settings, folder=tmp_path, name="eval")
+    check_evaluation(cfg, settings)
     assert callable(instantiate(cfg.evaluation).read)
+
+
+def test_the_papers_tasks_are_known_to_the_harness_and_all_have_numbers(tmp_path: Path) -> None:
+    cfg = composed("harness=paper", "ckpt_path=null", folder=tmp_path, name="eval")
+    check_evaluation(cfg, ["harness=paper"])
+    check_settings(cfg)
+    assert list(cfg.harness.num_fewshot) == list(cfg.harness.reported) == cfg.harness.tasks
+    tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    written = [path.read_text() for path in tasks.rglob("*.yaml") if "mmlu_" not in path.name]
+    named = {n for text in written for n in re.findall(r"^(?:task|group): *(\w+)", text, re.M)}
+    assert set(cfg.harness.tasks) <= named
 
 
 def test_no_argument_is_the_experiment_tiny(tmp_path: Path) -> None:
@@ -171,12 +187,13 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
     assert make_trainer(cfg).val_check_interval == interval
 
 
-# Experiments, debug modes and variants of the trainer hold differences from what is explained here.
+# Experiments, debug modes and variants of trainer and harness hold differences from what is
+# explained here.
 SETTINGS_FILES = [*CONFIGS.glob("*.yaml")] + [
     CONFIGS / path
-    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("data/*/*.yaml"))]
-    if path.parent.name not in ("experiment", "debug", "hydra")
-    and (path.parent.name != "trainer" or path.stem == "default")
+    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("*/*/*.yaml"))]
+    if path.parent.name not in ("experiment", "debug", "hydra", "sweep")
+    and (path.parent.name not in ("trainer", "harness") or path.stem == "default")
 ]
 
 

@@ -42,6 +42,11 @@ def composed_import(source, path, output, *more):
     )  # fmt: skip
 
 
+REFERENCE_FIELDS = """
+    vocab_size num_layers model_dim z_dim value_dim num_heads ffn_hidden_dim cema_ndim chunk_size
+    norm_num_groups norm_affine norm_eps rope_base swiglu rescale_nffn scale_emb share_emb
+    output_size dropout hidden_dropout attention_dropout init_mode
+"""
 SOURCE = {"hf": "export", "safetensors": "export", "reference": "reference"}
 
 
@@ -192,6 +197,9 @@ def test_the_reference_s_form_has_its_names_shapes_and_buffers(model, checkpoint
         assert found[name].dtype == value.dtype, name
     about = json.loads((tmp_path / "export" / "consolidate_config.json").read_text())
     assert about == {"model_parallel_size": 1, "dtype": "fp32"}
+    # Of its ModelConf, which takes no other names.
+    sizes = json.loads((tmp_path / "export" / "config.json").read_text())["model"]
+    assert sizes.keys() == set(REFERENCE_FIELDS.split())
 
 
 def test_nothing_is_left_of_an_export_that_fails(checkpoint, tmp_path, monkeypatch):

@@ -158,6 +158,20 @@ def test_masks_that_hide_what_no_padding_is_are_refused(model):
         model()
 
 
+@torch.no_grad()
+def test_padding_before_a_text_is_refused_where_attention_has_no_chunks():
+    own = byte_model(torch.float32, chunk_size=None)
+    sizes = {name: value for name, value in own.config.to_dict().items() if name != "kind"}
+    model = hf.MegalodonForCausalLM(hf.MegalodonConfig(**sizes)).eval()
+    model.model.load_state_dict(own.state_dict())
+    tokens = torch.randint(0, 256, (2, 40))
+    assert_equal(model(tokens).logits, own(tokens)[0], 0)
+    mask = torch.ones_like(tokens)
+    mask[1, :3] = 0
+    with pytest.raises(ValueError, match=r"attention_mask: .*model.config.chunk_size=null"):
+        model(tokens, mask)
+
+
 def test_greedy_texts_of_a_padded_batch_are_those_of_our_own_reader(model, own, tokenizer, batch):
     texts, given = batch
     written = model.generate(**given, max_new_tokens=12, do_sample=False)

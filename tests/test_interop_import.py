@@ -18,7 +18,7 @@ from interop_helpers import (
     write_reference,
 )
 from litmegalodon.interop import as_model, read_foreign
-from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models import LlamaConfig, Megalodon, MegalodonConfig
 from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 
 
@@ -73,6 +73,9 @@ def test_a_file_alone_takes_the_sizes_that_it_is_given(model, tmp_path):
     assert_same_weights(imported("reference", file, config=model.config), model)
     with pytest.raises(ValueError, match=r"there is no config.json beside it; give the model's"):
         read_foreign("reference", file)
+    other = LlamaConfig(vocab_size=264, num_layers=1, model_dim=16, num_heads=2, ffn_hidden_dim=16)
+    with pytest.raises(ValueError, match=r"is a Megalodon, and model= gives a llama; leave it out"):
+        read_foreign("reference", file, other)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from config_helpers import composed
 from inference_helpers import byte_model, write_checkpoint
+from litmegalodon.evaluation.settings import check_evaluation
 from litmegalodon.inference.request import check_request
 from litmegalodon.planning.settings import check_plan
 from litmegalodon.utils.command_line import take_texts
@@ -18,13 +20,25 @@ from test_cli_settings import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-TRAIN = re.findall(r"^    python src/train\.py(.*?)(?:  +#.*)?$", README, re.MULTILINE)
+TRAIN = re.findall(
+    r"^    python src/train\.py(.*?)(?:  +#.*)?$",
+    README + (ROOT / "docs" / "trust.md").read_text(),
+    re.MULTILINE,
+)
 GENERATE = re.findall(
     r"^    python src/generate\.py(.*?)(?:  +#.*)?$",
     README + (ROOT / "docs" / "generate.md").read_text(),
     re.MULTILINE,
 )
+EVAL = re.findall(
+    r"^    python src/eval\.py(.*?)(?:  +#.*)?$",
+    README + (ROOT / "docs" / "evaluation.md").read_text(),
+    re.MULTILINE,
+)
 MAKE = re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)
+MAKE = re.findall(
+    r"^    make ([a-z-]+)", README + (ROOT / "docs" / "trust.md").read_text(), re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("arguments", TRAIN)
@@ -40,6 +54,20 @@ def test_its_plans_are_valid(tmp_path):
     for arguments in plans:
         check_plan(composed(*shlex.split(arguments), folder=tmp_path, name="plan"))
     assert plans
+
+
+@pytest.mark.parametrize("arguments", EVAL)
+def test_its_evaluations_are_valid(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_checkpoint(tmp_path / "train" / "runs" / "a" / "checkpoints" / "last-step=000900.ckpt")
+    for name in ("my_tasks/my_task.yaml", "x.jsonl", "y.txt", "prompts.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    cfg = composed(*shlex.split(arguments), folder=tmp_path, name="eval")
+    check_evaluation(cfg, shlex.split(arguments))
+    check_settings(cfg)
+    if cfg.get("evaluation"):
+        instantiate(cfg.evaluation)
 
 
 @pytest.mark.parametrize("arguments", GENERATE)

@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from litmegalodon.data.datamodule import TextDataModule
 from litmegalodon.evaluation.drawing import draw_losses
+from litmegalodon.evaluation.ranges import check_whole
 from litmegalodon.models import Megalodon, MegalodonState
 
 # Positions up to 2^40.
@@ -69,6 +70,8 @@ class LossByPosition(nn.Module):
         ValueError: a setting is out of range.
     """
 
+    reads_held_out = True
+
     def __init__(
         self,
         dirpath: str,
@@ -78,15 +81,9 @@ class LossByPosition(nn.Module):
         reestimate: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            *(("contexts", k, 1) for k in contexts),
-            ("piece", piece, 1),
-            ("max_tokens", 2 if max_tokens is None else max_tokens, 2),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"evaluation.{name}={value}: must be a whole number, at least {least}"
-                )
+        check_whole(1, contexts=list(contexts), piece=piece)
+        if max_tokens is not None:
+            check_whole(2, max_tokens=max_tokens)
         self.dirpath = Path(dirpath)
         self.contexts = sorted(set(contexts))
         self.piece = 2 if reestimate else piece

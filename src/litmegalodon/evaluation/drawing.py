@@ -1,9 +1,12 @@
 """Pictures of evaluations."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+CHUNK = {"color": "crimson", "linestyle": "--", "linewidth": 1.4, "label": "a chunk"}
 
 
 def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
@@ -24,3 +27,48 @@ def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     axes.grid(alpha=0.3)
     axes.legend(title="context")
     figure.savefig(path, dpi=150)
+
+
+def draw_recall(
+    path: Path, accuracy: Mapping[tuple[str, int, int], float], samples: int, chunk_bytes: float
+) -> None:
+    """Draw a heat map a task, accuracy by (task, length, distance), lengths and distances in bytes.
+
+    Cells whose distance does not fit the length are empty. A line stands before the distances of
+    more than `chunk_bytes`, the bytes of a chunk, which attention alone does not reach.
+    """
+    tasks = list(dict.fromkeys(task for task, _, _ in accuracy))
+    lengths = sorted({length for _, length, _ in accuracy})
+    distances = sorted({distance for _, _, distance in accuracy})
+    size = (2.2 + 0.62 * len(distances) * len(tasks), 1.7 + 0.46 * len(lengths))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        table = [[accuracy.get((task, n, d), math.nan) for d in distances] for n in lengths]
+        image = axes.imshow(table, vmin=0, vmax=1, cmap="viridis", origin="lower", aspect="auto")
+        for y, row in enumerate(table):
+            for x, value in enumerate(row):
+                if not math.isnan(value):
+                    colour = "black" if value > 0.6 else "white"
+                    text = f"{value:.2f}"
+                    axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+        axes.set_title(task)
+        within = sum(distance <= chunk_bytes for distance in distances)
+        if 0 < within < len(distances):
+            axes.axvline(within - 0.5, **CHUNK)
+        axes.set_xticks(range(len(distances)), [_short(d) for d in distances], fontsize=8)
+        axes.set_xlabel("distance to what is asked for, bytes")
+    panels[0].set_yticks(range(len(lengths)), [_short(n) for n in lengths], fontsize=8)
+    panels[0].set_ylabel("length of the text, bytes")
+    if panels[0].lines:
+        panels[0].legend(loc="lower right", fontsize=8)
+    figure.colorbar(image, ax=list(panels), label=f"right answers of {samples}", pad=0.01)
+    figure.savefig(path, dpi=150)
+
+
+def _short(number: int) -> str:
+    """Powers of two from 1,024 on as 1K, 2K, ..., 1M."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if number % unit == 0:
+            return f"{number // unit}{name}"
+    return str(number)

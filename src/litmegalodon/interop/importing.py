@@ -166,6 +166,10 @@ def _read_reference(path: Path, setting: str, config: MegalodonConfig | None) ->
         notes.append("sizes are those of the config.json beside it")
     elif config is None:
         raise ValueError(f"{setting}: there is no config.json beside it; give the model's config")
+    elif not isinstance(config, MegalodonConfig):
+        raise ValueError(
+            f"{setting}: is a Megalodon, and model= gives a {config.kind}; leave it out"
+        )
     else:
         notes.append("there is no config.json beside it: sizes are those of model.config")
     return Foreign(config, tensors, notes + _check_rope(tensors, config, setting))

@@ -206,6 +206,11 @@ class _Opening(NamedTuple):
         before, padded_behind = padding_of(mask)
         if not bool(before.any()):
             return cls(None, padded_behind=padded_behind)
+        if model.config.chunk_size is None:
+            raise ValueError(
+                "attention_mask: padding before a text is invisible on a grid of chunks, and with"
+                " model.config.chunk_size=null there is none; read texts of one length together"
+            )
         state, start = before_padding(model.config, before, model.embed.weight.dtype)
         resets = torch.zeros_like(tokens, dtype=torch.bool)
         resets[torch.arange(len(tokens), device=tokens.device), before] = True

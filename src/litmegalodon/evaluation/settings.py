@@ -1,0 +1,83 @@
+"""What can be known to be wrong with an evaluation's settings before torch is imported."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+# What only those use that are not asked for, but for the exceptions.
+OF_VALIDATION = ("data.", "trainer.limit_val_batches")
+OF_TRAINER = ("data.", "model.", "trainer.", "callbacks", "logger")
+EXCEPTIONS = ("data.tokenizer", "trainer.accelerator")
+OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "temperature", "top_k", "top_p")
+
+
+def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Check what is evaluated, and that nothing was asked for that has no effect on it.
+
+    Args:
+        cfg: settings of configs/eval.yaml.
+        overrides: those on the command line.
+
+    Raises:
+        ValueError: a setting's name, its value and the fix.
+    """
+    typed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(list(overrides))}
+    evaluation = cfg.get("evaluation")
+    if cfg.harness.tasks:
+        if evaluation:
+            raise ValueError(
+                "harness.tasks: the harness and evaluation= are two runs; leave one of them out"
+            )
+        _check_harness(OmegaConf.to_container(cfg.harness, resolve=True), typed)
+        return
+    for name in typed:
+        if name.startswith("harness.") and name != "harness.tasks":
+            raise ValueError(f"{name}: has no effect without tasks, as harness.tasks=[hellaswag]")
+    if not evaluation or evaluation._target_.endswith("LossByPosition"):
+        return
+    _refuse(typed, OF_VALIDATION, "an evaluation that reads text of its own")
+    if not evaluation._target_.endswith("Files"):
+        return
+    if evaluation.prompts is None:
+        _refuse(typed, [f"evaluation.{name}" for name in OF_PROMPTS], "files without prompts")
+    elif not evaluation.paths:
+        _refuse(typed, ["evaluation.text_column"], "prompts alone")
+
+
+def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
+    tasks = harness["tasks"]
+    if not isinstance(tasks, list) or not all(isinstance(t, str) and t for t in tasks):
+        raise ValueError(f"harness.tasks={tasks}: must be a list of names, as [hellaswag,arc_easy]")
+    shots = harness["num_fewshot"]
+    numbers = list(shots.values()) if isinstance(shots, dict) else [] if shots is None else [shots]
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise ValueError(
+            f"harness.num_fewshot={shots}: must be a whole number, at least 0, or one by task, as"
+            " {mmlu: 5}, or null for the tasks' own"
+        )
+    place = harness["include_path"]
+    if place is not None and not any(Path(place).rglob("*.yaml")):
+        raise ValueError(f"harness.include_path={place}: is no folder that holds a .yaml file")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    for name in ("trainer.devices", "trainer.num_nodes"):
+        if name in typed or processes != "1":
+            value = f"{name}={typed[name].value()}" if name in typed else f"WORLD_SIZE={processes}"
+            raise ValueError(f"{value}: harness.tasks are asked in one process; leave it out")
+    _refuse(typed, OF_TRAINER, "harness.tasks, which are asked of the checkpoint's own model")
+    if find_spec("lm_eval") is None:
+        raise ValueError(
+            "harness.tasks: need lm-evaluation-harness, which is not installed;"
+            " pip install 'litmegalodon[eval]'"
+        )
+
+
+def _refuse(typed: Mapping[str, Any], names: Sequence[str], what: str) -> None:
+    """ValueError for a setting that was typed and begins with one of the names."""
+    for name in typed:
+        if name.startswith(tuple(names)) and not name.startswith(EXCEPTIONS):
+            raise ValueError(f"{name}: has no effect on {what}; leave it out")
