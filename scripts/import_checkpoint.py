@@ -85,7 +85,9 @@ def imported_tokenizer(cfg: DictConfig, folder: Path, output: Path) -> Any:
 
 def run_settings(cfg: DictConfig, config: Any) -> dict[str, Any]:
     """What the configuration of a run with this model would hold."""
-    cfg.model.config = {"_target_": cfg.model.config._target_, **config.to_dict()}
+    # Whatever model= says: only a Megalodon is imported.
+    target = f"litmegalodon.models.{type(config).__name__}"
+    cfg.model.config = {"_target_": target, **config.to_dict()}
     parts = {name: cfg[name] for name in ("seed", "data", "model")}
     return {name: _plain(value) for name, value in parts.items()}
 

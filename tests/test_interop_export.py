@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from export_checkpoint import export_checkpoint
+from hydra.utils import instantiate
 from import_checkpoint import import_checkpoint
 from omegaconf import OmegaConf
 from safetensors import safe_open
@@ -110,11 +111,13 @@ def test_an_import_says_what_has_no_effect_and_what_may_be_another_s(tmp_path, c
     assert "data.tokenizer: has only 258 ids and the model knows 400 tokens" in said
     export(checkpoint, tmp_path / "export", "hf")
     sentencepiece = ("data/tokenizer=sentencepiece", "data.tokenizer.path=none.model")
-    given = ("export", tmp_path / "export", tmp_path / "b", *sentencepiece)
+    given = ("export", tmp_path / "export", tmp_path / "b", *sentencepiece, "model=llama")
     import_checkpoint(composed_import(*given))
     said = capsys.readouterr().out
     assert "data.tokenizer: has no effect, an export brings the one" in said
     assert "has only" not in said
+    saved = OmegaConf.load(tmp_path / "b" / ".hydra" / "config.yaml")
+    assert instantiate(saved.model.config) == model.config
     for path, message in ((tmp_path / "none", "no such folder"), (tmp_path / "run", "no config.j")):
         with pytest.raises(ValueError, match=f"path=.*there is {message}"):
             import_checkpoint(composed_import("export", path, tmp_path / "c"))

@@ -161,8 +161,7 @@ def test_masks_that_hide_what_no_padding_is_are_refused(model):
 @torch.no_grad()
 def test_padding_before_a_text_is_refused_where_attention_has_no_chunks():
     own = byte_model(torch.float32, chunk_size=None)
-    sizes = {name: value for name, value in own.config.to_dict().items() if name != "kind"}
-    model = hf.MegalodonForCausalLM(hf.MegalodonConfig(**sizes)).eval()
+    model = hf.MegalodonForCausalLM(hf.MegalodonConfig(**own.config.to_dict())).eval()
     model.model.load_state_dict(own.state_dict())
     tokens = torch.randint(0, 256, (2, 40))
     assert_equal(model(tokens).logits, own(tokens)[0], 0)

@@ -139,7 +139,7 @@ def _write_reference(
             tensors[f"{norm}.{name}"] = torch.zeros(config.norm_num_groups)
     torch.save(tensors, folder / "consolidated.pth")
     # It refuses fields that it does not know.
-    sizes = {k: v for k, v in config.to_dict().items() if k not in ("kind", *SWITCHES)}
+    sizes = {k: v for k, v in config.to_dict().items() if k not in SWITCHES}
     kept = {"tokenizer": {"path": TOKENIZER_MODEL}, "model": sizes}
     _write_json(folder / "config.json", kept)
     short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
