@@ -71,6 +71,7 @@ MAY_BE_NULL = {
     "harness.limit",
     "trainer.check_val_every_n_epoch",
     "data.chunk_size",
+    "data.source.validation_fraction",
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
