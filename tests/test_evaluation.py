@@ -26,9 +26,9 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.inner, self.config, self.calls = model, model.config, 0
 
-    def forward(self, tokens, state=None):
+    def forward(self, tokens, state=None, last_only=False):
         self.calls += 1
-        return self.inner(tokens, state)
+        return self.inner(tokens, state, last_only=last_only)
 
 
 def documents(lengths, rank=0, world=1, **settings):

@@ -62,7 +62,7 @@ def draw_recall(
     panels[0].set_ylabel("length of the text, bytes")
     if panels[0].lines:
         panels[0].legend(loc="lower right", fontsize=8)
-    figure.colorbar(image, ax=list(panels), label=f"right answers of {samples}", pad=0.01)
+    figure.colorbar(image, ax=list(panels), label=f"right, share of {samples}", pad=0.01)
     figure.savefig(path, dpi=150)
 
 

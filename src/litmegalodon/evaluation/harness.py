@@ -93,6 +93,7 @@ class Harness:
         found["complete"] = True
         self._write(found)
         self._compare(found["results"] | found["groups"])
+        say(f"written: {short_path(self.path)}")
         return {
             f"{task}/{metric.removesuffix(',none')}": value
             for task, metrics in found["results"].items()

@@ -85,6 +85,8 @@ class Recall(nn.Module):
     """
 
     reads_held_out = False
+    # Names of what is written.
+    outputs = ("recall.csv", "recall.png")
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class Recall(nn.Module):
         error = (right * (1 - right) / asked).sqrt()
         if is_main:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            with (self.dirpath / "recall.csv").open("w", newline="") as file:
+            with (self.dirpath / self.outputs[0]).open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(COLUMNS)
                 for i, cell in enumerate(self.cells):
@@ -165,7 +167,7 @@ class Recall(nn.Module):
                 (cell.task, cell.length, cell.distance): value
                 for cell, value in zip(self.cells, right.tolist(), strict=True)
             }
-            draw_recall(self.dirpath / "recall.png", found, self.samples, self.chunk_bytes)
+            draw_recall(self.dirpath / self.outputs[1], found, self.samples, self.chunk_bytes)
         return {
             f"recall/{name}": right[[c.task == name for c in self.cells]].mean()
             for name in self.tasks

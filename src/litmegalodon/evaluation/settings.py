@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 OF_VALIDATION = ("data.", "trainer.limit_val_batches")
 OF_TRAINER = ("data.", "model.", "trainer.", "callbacks", "logger")
 EXCEPTIONS = ("data.tokenizer", "trainer.accelerator")
-OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "temperature", "top_k", "top_p")
+OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "seed", "temperature", "top_k", "top_p")
+# Settings of the group evaluation that are lists, and whether null is a value too.
+LISTS = {"paths": False, "tasks": False, "contexts": False, "lengths": True, "distances": True}
 
 
 def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -38,7 +40,12 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for name in typed:
         if name.startswith("harness.") and name != "harness.tasks":
             raise ValueError(f"{name}: has no effect without tasks, as harness.tasks=[hellaswag]")
-    if not evaluation or evaluation._target_.endswith("LossByPosition"):
+    if not evaluation:
+        return
+    _check_kinds(OmegaConf.to_container(evaluation, resolve=True))
+    if evaluation._target_.endswith("LossByPosition"):
+        if evaluation.reestimate is True:
+            _refuse(typed, ["evaluation.piece"], "evaluation.reestimate: 2 chunks are read at once")
         return
     _refuse(typed, OF_VALIDATION, "an evaluation that reads text of its own")
     if not evaluation._target_.endswith("Files"):
@@ -47,6 +54,18 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
         _refuse(typed, [f"evaluation.{name}" for name in OF_PROMPTS], "files without prompts")
     elif not evaluation.paths:
         _refuse(typed, ["evaluation.text_column"], "prompts alone")
+
+
+def _check_kinds(evaluation: Mapping[str, Any]) -> None:
+    for name, may_be_null in LISTS.items():
+        value = evaluation.get(name, [])
+        if not isinstance(value, list) and not (value is None and may_be_null):
+            fix = "leave it out for its default" if value is None else f"write [{value}]"
+            given = "null" if value is None else value
+            raise ValueError(f"evaluation.{name}={given}: must be a list; {fix}")
+    reestimate = evaluation.get("reestimate", False)
+    if not isinstance(reestimate, bool):
+        raise ValueError(f"evaluation.reestimate={reestimate}: must be true or false")
 
 
 def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
