@@ -18,6 +18,10 @@ REFUSED = {
     f"{TASKS} trainer.precision=bf16-mixed": "trainer.precision: has no effect on harness.tasks",
     f"{TASKS} trainer.devices=2": "trainer.devices=2: harness.tasks are asked in one process",
     f"{TASKS} harness.num_fewshot=-1": "harness.num_fewshot=-1: must be a whole number",
+    f"{TASKS} harness.num_fewshot={{arc_easy:1}}": "harness.num_fewshot: arc_easy is not among",
+    f"{FILES} evaluation.prompts=a evaluation.temperature=0 evaluation.top_p=0.5": (
+        "evaluation.top_p: has no effect on evaluation.temperature=0"
+    ),
     f"{TASKS} harness.include_path=nowhere": "harness.include_path=nowhere: is no folder",
     "harness.tasks=hellaswag": "harness.tasks=hellaswag: must be a list of names",
     "evaluation=recall data.seq_len=5": "data.seq_len: has no effect on an evaluation that reads",

@@ -137,6 +137,14 @@ def test_settings_out_of_range_are_named():
         ({"lengths": [64, 1.5]}, r"evaluation\.lengths=1\.5: must be a whole number"),
         ({"lengths": [64], "distances": [64]}, r"evaluation\.distances=\[64\]: none fits recall"),
         (
+            {"tasks": ["recall"], "lengths": [64], "distances": [16, 500]},
+            r"evaluation\.distances=\[16, 500\]: with \[500\] no question can be made",
+        ),
+        (
+            {"tasks": ["recall"], "lengths": [10, 64]},
+            r"evaluation\.lengths=\[10, 64\]: with \[10\] no question",
+        ),
+        (
             {"lengths": [64]},
             r"evaluation\.distances=null: none fits passkey .* at least 85, a dist",
         ),

@@ -119,6 +119,13 @@ class Recall(nn.Module):
         self.cells = cells_of(
             self.tasks, sizes, None if distances is None else sorted({*distances})
         )
+        for name, given in (("lengths", lengths), ("distances", distances)):
+            used = {getattr(cell, name[:-1]) for cell in self.cells}
+            if unused := sorted({*(given or [])} - used):
+                raise ValueError(
+                    f"evaluation.{name}={list(given or [])}: with {unused} no question can be made"
+                    f" for the tasks {', '.join(self.tasks)}; leave them out"
+                )
         self.answers = Answers(len(self.cells))
 
     def loader(self, tokenizer: Tokenizer, trainer: Trainer) -> DataLoader:

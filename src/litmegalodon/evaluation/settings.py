@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 OF_VALIDATION = ("data.", "trainer.limit_val_batches")
 OF_TRAINER = ("data.", "model.", "trainer.", "callbacks", "logger")
 EXCEPTIONS = ("data.tokenizer", "trainer.accelerator")
-OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "seed", "temperature", "top_k", "top_p")
+OF_DRAWING = ("seed", "top_k", "top_p", "min_p")
+OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "temperature", *OF_DRAWING)
 # Settings of the group evaluation that are lists, and whether null is a value too.
 LISTS = {"paths": False, "tasks": False, "contexts": False, "lengths": True, "distances": True}
 
@@ -50,6 +51,9 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
     _refuse(typed, OF_VALIDATION, "an evaluation that reads text of its own")
     if not evaluation._target_.endswith("Files"):
         return
+    if evaluation.temperature == 0:
+        names = [f"evaluation.{name}" for name in OF_DRAWING]
+        _refuse(typed, names, "evaluation.temperature=0, which takes the likeliest token")
     if evaluation.prompts is None:
         _refuse(typed, [f"evaluation.{name}" for name in OF_PROMPTS], "files without prompts")
     elif not evaluation.paths:
@@ -79,6 +83,12 @@ def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None
             f"harness.num_fewshot={shots}: must be a whole number, at least 0, or one by task, as"
             " {mmlu: 5}, or null for the tasks' own"
         )
+    for name in _typed_shots(typed):
+        if name not in tasks:
+            raise ValueError(
+                f"harness.num_fewshot: {name} is not among harness.tasks={tasks}, by whose names"
+                " the numbers go"
+            )
     place = harness["include_path"]
     if place is not None and not any(Path(place).rglob("*.yaml")):
         raise ValueError(f"harness.include_path={place}: is no folder that holds a .yaml file")
@@ -93,6 +103,14 @@ def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None
             "harness.tasks: need lm-evaluation-harness, which is not installed;"
             " pip install 'litmegalodon[eval]'"
         )
+
+
+def _typed_shots(typed: Mapping[str, Any]) -> list[str]:
+    """Tasks that a number of solved examples was typed for."""
+    before = "harness.num_fewshot"
+    found = [name[len(before) + 1 :] for name in typed if name.startswith(f"{before}.")]
+    given = typed[before].value() if before in typed else None
+    return [*found, *map(str, given)] if isinstance(given, dict) else found
 
 
 def _refuse(typed: Mapping[str, Any], names: Sequence[str], what: str) -> None:
