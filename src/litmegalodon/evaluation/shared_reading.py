@@ -3,7 +3,7 @@
 The texts are laid out as a tree whose nodes are stretches of tokens; a node is read from the memory
 at its parent's end. What is ready to be read lies on a stack, so that few memories are alive at a
 time, and is read several rows together. Rows of unequal length are not padded: the shorter ones
-leave the batch.
+leave the batch. Continuations are, to the end of a piece at most.
 
 Shapes: B rows, L tokens, V vocabulary entries.
 """
