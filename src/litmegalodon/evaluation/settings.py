@@ -43,7 +43,7 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
             raise ValueError(f"{name}: has no effect without tasks, as harness.tasks=[hellaswag]")
     if not evaluation:
         return
-    _check_kinds(OmegaConf.to_container(evaluation, resolve=True))
+    _check_kinds(evaluation)
     if evaluation._target_.endswith("LossByPosition"):
         if evaluation.reestimate is True:
             _refuse(typed, ["evaluation.piece"], "evaluation.reestimate: 2 chunks are read at once")
@@ -60,10 +60,11 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
         _refuse(typed, ["evaluation.text_column"], "prompts alone")
 
 
-def _check_kinds(evaluation: Mapping[str, Any]) -> None:
+def _check_kinds(evaluation: DictConfig) -> None:
     for name, may_be_null in LISTS.items():
-        value = evaluation.get(name, [])
-        if not isinstance(value, list) and not (value is None and may_be_null):
+        value = evaluation.get(name)
+        is_good = OmegaConf.is_list(value) or (value is None and may_be_null)
+        if name in evaluation and not is_good:
             fix = "leave it out for its default" if value is None else f"write [{value}]"
             given = "null" if value is None else value
             raise ValueError(f"evaluation.{name}={given}: must be a list; {fix}")
