@@ -1,19 +1,25 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval generate plan data bench kernels test test-slow test-all lint format docs clean
+.PHONY: help setup doctor lock audit train eval generate plan data board sweep agent bench kernels test test-slow test-all lint format docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # The first of these that runs; another one: make setup PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
 # An extra package index, for example PyTorch's own one of small CPU builds
 TORCH_INDEX ?=
+# LOCK=1: exactly what requirements.lock names, hashes checked
+LOCK ?=
 # EXP=name is experiment=name; ARGS="..." goes to the script as it is
 EXP ?=
 CKPT ?=
 PROMPT ?=
+SWEEP ?=
+ID ?=
 ARGS ?=
 
 # A file's tests stay together: they share what is slow to set up. One thread each, or they wait for one another.
@@ -33,8 +39,23 @@ $(STAMP): pyproject.toml
 		{ echo "error: PYTHON=$(PYTHON): has no venv module; install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "Installing into .venv: the first time takes some minutes, torch is large."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[test]"
+ifeq ($(LOCK),)
+	$(PIP) $(INDEX) --editable ".[test]"
+else
+	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(PIP) $(INDEX) "$$(sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml)"
+	$(PIP) --no-deps --no-build-isolation --editable .
+endif
 	@touch $@
+
+doctor: ## What this machine offers a run, and what is wrong with it
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/doctor.py $(ARGS)
+
+lock: $(STAMP) ## Pin the versions installed here in requirements.lock, with hashes; needs uv
+	$(BIN)/python scripts/lock.py
+
+audit: $(STAMP) ## Check the installed packages, also for known vulnerabilities; needs pip-audit
+	$(BIN)/python scripts/audit.py
 
 train: $(STAMP) ## Train: the experiment `tiny`, or EXP=name; ARGS="trainer.max_steps=100 seed=2"
 	$(BIN)/python src/train.py $(if $(EXP),experiment=$(EXP)) $(ARGS)
@@ -52,6 +73,18 @@ plan: $(STAMP) ## Memory, traffic and time of a run on GPUs that are not here; E
 
 data: $(STAMP) ## Look at data before training on it; ARGS="data=files data.source.paths=[corpus]"
 	$(BIN)/python scripts/show_data.py $(if $(EXP),experiment=$(EXP)) $(ARGS)
+
+board: $(STAMP) ## Show the curves of all runs in a browser (TensorBoard); ARGS="--port 6007"
+	$(BIN)/python -m tensorboard.main --logdir logs $(ARGS)
+
+sweep: $(STAMP) ## Create a sweep in Weights & Biases from configs/sweep/; SWEEP=lr
+	$(BIN)/wandb sweep $(ARGS) configs/sweep/$(or $(SWEEP),lr).yaml
+
+# An agent starts `python`, and has to outlive runs that fail.
+agent: $(STAMP) ## Work on a sweep: ID=<what make sweep printed>; start as many as you like
+	@test -n "$(ID)" || { echo "error: ID: give the sweep's, as make agent ID=name/litmegalodon/abcd1234; make sweep prints it" >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" WANDB_AGENT_DISABLE_FLAPPING=true WANDB_AGENT_MAX_INITIAL_FAILURES=1000 \
+		$(BIN)/wandb agent $(ARGS) $(ID)
 
 bench: $(STAMP) ## Time a training step and the operators on the CPU; ARGS="--only memory"
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data import data
+from inference import MILLION, inference
 from litmegalodon.ops import cema, chunk_attention, timestep_norm
 from litmegalodon.utils.allocator import keep_freed_memory
 from measure import Figure, heading, machine, paired, row, save
@@ -150,8 +151,16 @@ SECTIONS = {
     "operators": operators,
     "memory": memory,
     "data": data,
+    "inference": inference,
 }
-LENGTHS = {"short": 4096, "long": 16384, "longest": 65536, "operators": 8192, "reference": 1024}
+LENGTHS = {
+    "short": 4096,
+    "long": 16384,
+    "longest": 65536,
+    "million": MILLION,
+    "operators": 8192,
+    "reference": 1024,
+}
 
 
 def main() -> None:
@@ -181,7 +190,8 @@ def main() -> None:
             figures.append(figure)
     settings = {"pairs": asked.pairs, "model": CONFIG.to_dict(), "lengths": lengths}
     whole = asked.shrink == 1 and len(asked.only) == len(SECTIONS)
-    path = save("cpu" if whole else "cpu-part", settings, figures)
+    name = f"cpu-{asked.only[0]}" if asked.shrink == 1 and len(asked.only) == 1 else "cpu-part"
+    path = save("cpu" if whole else name, settings, figures)
     print(f"written to {path}")
 
 

@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -61,16 +61,37 @@ def paired(
         per: divides the seconds of both, as tokens where lengths differ.
         asked: further fields of Figure.
     """
-    subject(), other()
-    times = [(seconds_of(subject) / per[0], seconds_of(other) / per[1]) for _ in range(pairs)]
-    ratios = [a / b for a, b in times]
+    times = rounds({"subject": subject, "other": other}, pairs)
+    return compared(name, times["subject"], times["other"], per, **asked)
+
+
+def rounds(
+    runs: Mapping[Hashable, Callable[[], object]], times: int
+) -> dict[Hashable, list[float]]:
+    """Seconds of several calls taken in turn, after one of each unmeasured."""
+    for run in runs.values():
+        run()
+    taken: dict[Hashable, list[float]] = {name: [] for name in runs}
+    for _ in range(times):
+        for name, run in runs.items():
+            taken[name].append(seconds_of(run))
+    return taken
+
+
+def compared(
+    name: str,
+    subject: Sequence[float],
+    other: Sequence[float],
+    per: tuple[float, float] = (1.0, 1.0),
+    **asked,
+) -> Figure:
+    """The median of subject / other, or of its inverse where higher is better, over rounds."""
+    ratios = [(a / per[0]) / (b / per[1]) for a, b in zip(subject, other, strict=True)]
     if asked.get("higher_is_better"):
         ratios = [1 / ratio for ratio in ratios]
-    a, b = (statistics.median(column) for column in zip(*times, strict=True))
-    seconds = {"subject": a * per[0], "other": b * per[1]}
+    seconds = {"subject": statistics.median(subject), "other": statistics.median(other)}
     spread = (min(ratios), max(ratios))
-    figure = Figure(name, statistics.median(ratios), spread=spread, seconds=seconds, **asked)
-    return figure
+    return Figure(name, statistics.median(ratios), spread=spread, seconds=seconds, **asked)
 
 
 def row(figure: Figure) -> str:

@@ -31,7 +31,8 @@ def peak_of(length: int, checkpointing: bool) -> tuple[int, int]:
     return peak, growth
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes of an entry of this process' status, as VmRSS."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(name + ":")[1].split()[0])
 
@@ -43,11 +44,11 @@ def main(length: int, mode: str, threads: int) -> None:
     model = megalodon(checkpointing=mode == "checkpointing")
     # The optimizer's state belongs to the model: a step on few tokens makes it.
     training_step(model, 64)()
-    before = _status("VmRSS")
+    before = status("VmRSS")
     step = training_step(model, length)
     for _ in range(STEPS):
         step()
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     print(peak, peak - before)
 
 

@@ -32,7 +32,7 @@ def plan(cfg: DictConfig) -> list[str]:
     from litmegalodon.planning.report import report
     from litmegalodon.planning.sharded import elements
 
-    run = replace(run, measured=elements(run.config, degrees))
+    run = replace(run, measured=elements(run.config, degrees, run.bf16_parameters))
     device = DEVICES[cfg.plan.device]
     draw(Path(cfg.paths.output_dir) / "plan.png", run)
     return list(report(run, device, cfg.plan.efficiency, cfg.plan.links))

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from litmegalodon.utils import errors
 from litmegalodon.utils.allocator import keep_freed_memory
 from litmegalodon.utils.checkpoints import newest
-from litmegalodon.utils.command_line import prepare
+from litmegalodon.utils.command_line import is_main_process, prepare
 from litmegalodon.utils.printing import (
     describe_data,
     describe_model,
@@ -20,6 +20,7 @@ from litmegalodon.utils.printing import (
     say,
     short_path,
 )
+from litmegalodon.utils.results import write_results
 from litmegalodon.utils.settings import check_settings
 
 if TYPE_CHECKING:
@@ -59,16 +60,33 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> None:
-    """Train; after Ctrl-C say how to go on."""
+    """Train, again from a checkpoint where the guard asks for it; where that was interrupted say
+    how to go on.
+    """
+    from litmegalodon.parallel import ChunkParallelStrategy
+    from litmegalodon.training.callbacks import GoBack
+
+    if isinstance(trainer.strategy, ChunkParallelStrategy):
+        trainer.strategy.may_be_older = cfg.get("ckpt_may_be_older", False)
+    checkpoint = cfg.ckpt_path
     try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
-    except SystemExit:
-        # Lightning's answer to Ctrl-C.
-        if not trainer.interrupted:
+        while True:
+            try:
+                trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+                return
+            except GoBack as back:
+                checkpoint = back.checkpoint
+                datamodule.move_past(back.cursor, back.places)
+    except (errors.Stopped, SystemExit) as stop:
+        # SystemExit is Lightning's answer to Ctrl-C before the first step.
+        if isinstance(stop, SystemExit) and not trainer.interrupted:
             raise
+        reason, code = "interrupted", errors.INTERRUPTED
+        if isinstance(stop, errors.Stopped):
+            reason, code = str(stop), stop.code
         saved = newest(Path(cfg.paths.output_dir))
         how = f"to go on: ckpt_path={saved}" if saved else "no checkpoint was saved yet"
-        raise KeyboardInterrupt(f"interrupted after step {trainer.global_step}; {how}") from None
+        raise errors.Stopped(f"{reason} after step {trainer.global_step}; {how}", code) from None
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")
@@ -78,6 +96,8 @@ def main(cfg: DictConfig) -> float | None:
         check_settings(cfg)
         opening(cfg)
         metrics = train(cfg)
+        if is_main_process():
+            write_results(Path(cfg.paths.output_dir), metrics)
         say(f"run folder: {short_path(Path(cfg.paths.output_dir))}")
     if cfg.optimized_metric and cfg.optimized_metric not in metrics:
         say(f"optimized_metric={cfg.optimized_metric}: was not measured in this run")

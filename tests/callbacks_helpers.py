@@ -87,7 +87,7 @@ class FolderCheckpoints(TorchCheckpointIO):
         return super().load_checkpoint(Path(path) / META, map_location, weights_only)
 
 
-def fit(folder, max_steps, every=2, ckpt_path=None, callbacks=(), module=None, **settings):
+def fit(folder, max_steps, every=2, ckpt_path=None, callbacks=(), module=None, keep=1, **settings):
     """Train in `folder` as an entry point would, and return the trainer."""
     trainer = Trainer(
         **{
@@ -98,7 +98,7 @@ def fit(folder, max_steps, every=2, ckpt_path=None, callbacks=(), module=None, *
             "logger": MetricsCSVLogger(folder),
             "plugins": [FolderCheckpoints()],
             "callbacks": [
-                LastCheckpoint(folder / "checkpoints", every),
+                LastCheckpoint(folder / "checkpoints", every, keep),
                 BestCheckpoint(folder / "checkpoints"),
                 *callbacks,
             ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.data import DataLoader
@@ -38,6 +38,13 @@ MESHES = {
         "replicate 2 x 2 chunk": Degrees(2, 1, 2),
     },
 }
+# Meshes that go on from a checkpoint of 2 data x 2 chunk.
+CONTINUED = {
+    1: MESHES[1],
+    2: MESHES[2],
+    4: {"2 data x 2 chunk": Degrees(1, 2, 2), "4 chunk": Degrees(1, 1, 4)},
+}
+ASYNC, SYNC = "async.ckpt", "sync.ckpt"
 ROWS, LENGTH = 4, 128
 # Two processes share a row at 64, four at 32, 64 and 96 too.
 RESETS = (
@@ -47,6 +54,8 @@ RESETS = (
     (40, 41, 65, 95, 97),
 )
 STEPS = 10
+# The step of that checkpoint.
+SAVED = 4
 
 
 def rows(seed: int, length: int = LENGTH) -> dict[str, torch.Tensor]:
@@ -66,15 +75,28 @@ class HardRows(LightningDataModule):
 
     seq_len, batch_size, val_bytes, val_targets, carries_state = LENGTH, ROWS, 1, 1, True
 
+    def __init__(self, first: int = 0):
+        super().__init__()
+        # The first micro-batch.
+        self.first = first
+
+    def state_dict(self) -> dict:
+        return {"length": LENGTH}
+
+    def check(self, state: dict) -> None:
+        assert state == self.state_dict()
+
     def batches(self, seeds) -> DataLoader:
         kwargs = self.trainer.distributed_sampler_kwargs
-        mine = slice(kwargs["rank"], None, kwargs["num_replicas"])
+        # In order, as the rows of lanes are.
+        share = ROWS // kwargs["num_replicas"]
+        mine = slice(kwargs["rank"] * share, (kwargs["rank"] + 1) * share)
         batches = [rows(seed) for seed in seeds]
         batches = [{k: v[mine] if v.dim() else v for k, v in b.items()} for b in batches]
         return DataLoader(batches, batch_size=None)
 
     def train_dataloader(self) -> DataLoader:
-        return self.batches(range(2 * STEPS))
+        return self.batches(range(self.first, self.first + 2 * STEPS))
 
     def val_dataloader(self) -> DataLoader:
         return self.batches([500])
@@ -92,6 +114,7 @@ class HardModule(MegalodonModule):
         super().__init__(hard_config(), optimizer, schedule)
         self.model.to(dtype)
         self.gradients = {}
+        self.losses = {}
 
     def configure_model(self) -> None:
         if self.model.embed.weight.is_meta:
@@ -99,6 +122,8 @@ class HardModule(MegalodonModule):
             set_hard(self.model)
 
     def configure_gradient_clipping(self, *args, **kwargs) -> None:
+        sums = self.trainer.strategy.reduce(self._step_sums.clone(), reduce_op="sum")
+        self.losses[self.trainer.global_step + 1] = float(sums[0] / sums[1])
         super().configure_gradient_clipping(*args, **kwargs)
         if not self.gradients:
             self.gradients = whole({n: p.grad for n, p in self.model.named_parameters()})
@@ -122,15 +147,37 @@ def whole(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def trained(degrees: Degrees, dtype: torch.dtype, steps: int) -> dict:
+class Saving(Callback):
+    """Saves once, after the step SAVED."""
+
+    def __init__(self, path: Path):
+        self.path, self.saved = path, False
+
+    def on_train_batch_end(self, trainer: Trainer, *_) -> None:
+        if trainer.global_step == SAVED and not self.saved:
+            self.saved = True
+            trainer.save_checkpoint(self.path)
+
+
+def trained(
+    degrees: Degrees,
+    dtype: torch.dtype,
+    steps: int,
+    save: Path | None = None,
+    load: Path | None = None,
+    async_save: bool = True,
+) -> dict:
     """The first step's loss, clipped gradients and their norm before; after all steps weights and
-    val/loss.
+    val/loss; the losses of all steps.
     """
     module = HardModule(dtype)
     trainer = Trainer(
         accelerator="cpu",
         devices=degrees.readers * degrees.chunk,
-        strategy=ChunkParallelStrategy(degrees.chunk, degrees.data, degrees.replicate),
+        strategy=ChunkParallelStrategy(
+            degrees.chunk, degrees.data, degrees.replicate, async_save=async_save
+        ),
+        callbacks=[Saving(save)] if save else [],
         max_steps=steps,
         accumulate_grad_batches=2,
         gradient_clip_val=0.1,
@@ -144,10 +191,11 @@ def trained(degrees: Degrees, dtype: torch.dtype, steps: int) -> dict:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, HardRows())
+    trainer.fit(module, HardRows(2 * SAVED if load else 0), ckpt_path=load)
     weights = whole(dict(module.model.named_parameters()))
     val_loss = trainer.callback_metrics["val/loss"]
-    return {**module.first, "gradients": module.gradients, "weights": weights, "val": val_loss}
+    found = {"gradients": module.gradients, "weights": weights, "val": val_loss}
+    return module.first | found | {"losses": module.losses}
 
 
 class Row:
@@ -330,6 +378,12 @@ def work(rank: int, world: int, folder: Path) -> None:
     for name, degrees in MESHES[world].items():
         for dtype, steps in ((torch.float64, STEPS), (torch.float32, 1)):
             results[name, dtype] = trained(degrees, dtype, steps)
+    for name, degrees in CONTINUED[world].items():
+        if world == 4 and not folder.joinpath(ASYNC).exists():
+            saving = MESHES[4]["2 data x 2 chunk"]
+            results["saved"] = trained(saving, torch.float64, STEPS, save=folder / ASYNC)
+            trained(saving, torch.float64, SAVED, save=folder / SYNC, async_save=False)
+        results["continued", name] = trained(degrees, torch.float64, STEPS, load=folder / ASYNC)
     if world == 2:
         results["compiled"] = compiled(ChunkGroup(build_mesh("cpu", Degrees(1, 1, 2))["chunk"]))
     if world == 4:
@@ -346,6 +400,7 @@ def work(rank: int, world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for world in MESHES:
+    # Four processes first: their checkpoint is continued by fewer.
+    for world in reversed(MESHES):
         arguments = (world, Path(sys.argv[1]))
         mp.start_processes(work, arguments, nprocs=world, start_method="fork")

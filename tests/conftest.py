@@ -7,9 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-# Without a GPU the kernels run in Triton's interpreter, which it decides at its import.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+def interpret_kernels() -> None:
+    """Without a GPU the kernels run in Triton's interpreter, which is decided at their import."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+interpret_kernels()
+
+
+def pytest_runtest_setup() -> None:
+    # Importing transformers takes the environment back to the one that Python started with.
+    interpret_kernels()
+
 
 # A shell lets what it starts in the background ignore Ctrl-C, and that is inherited: runs that are
 # interrupted in tests would go on.

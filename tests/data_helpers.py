@@ -171,3 +171,19 @@ def written_corpus(folder, format, texts, prompts=None):
         paths.append(folder / f"{name}{format}")
         paths[-1].write_bytes(compressed(data, compression) if compression else data)
     return paths
+
+
+def texts_of(source):
+    return {
+        split: [bytes(item.text).decode() for item in items]
+        for split, items in splits_of(source).items()
+    }
+
+
+def tree(folder, *names):
+    """Text files, or JSON lines, that each hold their own name."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{{"text": "{name}"}}\n')
+    return folder

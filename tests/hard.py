@@ -112,13 +112,15 @@ def hard_model(
         for i, layer in enumerate(model.layers):
             values = hard_cema_parameters(config.model_dim, config.cema_ndim, seed + i)
             for name, value in values.items():
-                getattr(layer.mega.cema, name).copy_(value)
+                # Of a real average: no theta, and no imaginary part of gamma.
+                if (parameter := getattr(layer.mega.cema, name)) is not None:
+                    parameter.copy_(value[..., : parameter.shape[-1]])
     return model.float().to(dtype) if dtype == torch.bfloat16 else model.to(dtype)
 
 
 def fresh_at(config: MegalodonConfig, positions: list[int], dtype: torch.dtype = torch.float64):
     """The state of rows that have read nothing and whose next tokens stand at `positions`."""
-    offset = max(p % config.chunk_size for p in positions)
+    offset = max(p % config.attention_chunk for p in positions)
     state = MegalodonState.fresh(config, len(positions), offset, dtype)
     return replace(state, position=torch.tensor(positions))
 

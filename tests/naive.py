@@ -17,8 +17,9 @@ def naive_nll(model: Megalodon, tokens: Tensor, resets: Tensor) -> Tensor:
     c, position = model.config, tokens.new_zeros(len(tokens))
     x = model.embed(tokens)
     for block in model.layers:
-        x = _feed_forward(block.nffn, _attention(block.mega, x, position, resets), x)
-    hidden, _ = model.output.final_norm(x, None, resets)
+        y = _attention(block.mega, x, position, resets)
+        x = _feed_forward(block.nffn, y, x if c.residual == "two_hop" else y)
+    hidden = _norm(model.output.final_norm, c, x, resets)
     logits = model.output.output(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     assert c.dropout == c.hidden_dropout == c.attention_dropout == 0
@@ -28,26 +29,58 @@ def naive_nll(model: Megalodon, tokens: Tensor, resets: Tensor) -> Tensor:
 def _attention(mega, x: Tensor, position: Tensor, resets: Tensor) -> Tensor:
     c = mega.config
     wide = torch.promote_types(x.dtype, torch.float32)
-    t, _ = mega.timenorm(x, None, resets)
-    ema, _ = mega.cema(t, None, resets)
+    t = _norm(mega.timenorm, c, x, resets)
+    ema = _average(mega.cema, c, t, resets)
     weight = None if mega.rmsnorm.weight is None else mega.rmsnorm.weight.to(wide) + 1
     m = rms_norm(ema.to(wide), (c.model_dim,), weight, c.norm_eps).to(x.dtype)
     size = c.z_dim // c.num_heads
-    z = rms_norm(mega.wz(m).to(wide).unflatten(-1, (-1, size)), (size,), eps=c.norm_eps)
-    scale = ((mega.gamma.to(wide) + 1) / math.sqrt(size)).view(2, -1, size)
-    shift = mega.beta.to(wide).view(2, -1, size)
+    z = mega.wz(m).to(wide).unflatten(-1, (-1, size))
     v = silu(mega.wv(t))
-    q, k = (((z * scale[i]) + shift[i]).to(v.dtype) for i in (0, 1))
+    gamma, beta = (u.to(wide).view(2, -1, size) for u in (mega.gamma, mega.beta))
+    if c.attention == "normalised":
+        z = rms_norm(z, (size,), eps=c.norm_eps)
+        q, k = (z * ((gamma[i] + 1) / math.sqrt(size)) + beta[i] for i in (0, 1))
+    else:
+        # The scores' factor, which is 1 in the operator, goes to the queries.
+        q, k = (silu(z) * (gamma[i] + 1) + beta[i] for i in (0, 1))
+        q = q / math.sqrt(size)
+    q, k = q.to(v.dtype), k.to(v.dtype)
     a, _ = chunk_attention(
         q,
         k,
         v.unflatten(-1, (c.num_heads, -1)),
-        chunk_size=c.chunk_size,
+        chunk_size=c.chunk_size or x.shape[1],
         rope_base=c.rope_base or 10_000.0,
         position=position,
         resets=resets,
     )
     return mega.wh1(m) + mega.wh2(a.flatten(2) * silu(mega.wr(m))) + x
+
+
+def _norm(norm, c, x: Tensor, resets: Tensor) -> Tensor:
+    if c.norm == "timestep":
+        return norm(x, None, resets)[0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    centred = x.to(wide)
+    if c.norm == "layer":
+        centred = centred - centred.mean(-1, keepdim=True)
+    y = centred / (centred.square().mean(-1, keepdim=True) + c.norm_eps).sqrt()
+    y = y * (norm.weight.to(wide) + 1)
+    return (y if c.norm == "rms" else y + norm.bias.to(wide)).to(x.dtype)
+
+
+def _average(cema, c, x: Tensor, resets: Tensor) -> Tensor:
+    if c.ema == "complex":
+        return cema(x, None, resets)[0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    p, kept = (u.to(wide).squeeze(-1).sigmoid() for u in (cema.alpha, cema.delta))
+    gamma = cema.gamma.to(wide).squeeze(-1) / math.sqrt(c.cema_ndim)
+    h, outputs = x.new_zeros(len(x), *p.shape, dtype=wide), []
+    for t in range(x.shape[1]):
+        h = torch.where(resets[:, t, None, None], 0, h)
+        h = (1 - p * kept) * h + p * x[:, t, :, None].to(wide)
+        outputs.append((gamma * h).sum(-1) + cema.omega.to(wide).squeeze(-1) * x[:, t].to(wide))
+    return torch.stack(outputs, dim=1).to(x.dtype)
 
 
 def _feed_forward(nffn, y: Tensor, x: Tensor) -> Tensor:

@@ -52,12 +52,16 @@ class Case(NamedTuple):
     degrees: Degrees
     accumulation: int
     checkpointing: bool
+    bf16: bool = False
+    bf16_parameters: bool = False
 
 
 CASES = {
     "plain": Case(Degrees(1, 2, 2), 1, False),
     "checkpointing": Case(Degrees(1, 2, 2), 2, True),
     "replicas": Case(Degrees(2, 1, 2), 1, False),
+    "bf16-mixed": Case(Degrees(1, 2, 2), 1, False, bf16=True),
+    "bf16 parameters": Case(Degrees(1, 2, 2), 2, True, bf16=True, bf16_parameters=True),
 }
 
 
@@ -148,6 +152,9 @@ class Measured(MegalodonModule):
         self.figures = {}
         self.traffic = Traffic()
 
+    def training_loss(self) -> float:
+        return self.trainer.callback_metrics["train/loss"].item()
+
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         if batch_idx == self.trainer.accumulate_grad_batches:
             self.traffic.__enter__()
@@ -163,6 +170,7 @@ class Measured(MegalodonModule):
     def configure_gradient_clipping(self, *args, **kwargs) -> None:
         super().configure_gradient_clipping(*args, **kwargs)
         self.figures["gradients"] = held(p.grad for p in self.model.parameters())
+        self.figures.setdefault("losses", []).append(self.training_loss())
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         if batch_idx + 1 == 2 * self.trainer.accumulate_grad_batches:
@@ -228,7 +236,10 @@ def work(rank: int, folder: Path) -> None:
         trainer = Trainer(
             accelerator="cpu",
             devices=WORLD,
-            strategy=ChunkParallelStrategy(*reversed(case.degrees)),
+            strategy=ChunkParallelStrategy(
+                *reversed(case.degrees), bf16_parameters=case.bf16_parameters
+            ),
+            precision="bf16-mixed" if case.bf16 else "32-true",
             max_steps=2,
             accumulate_grad_batches=case.accumulation,
             gradient_clip_val=1.0,

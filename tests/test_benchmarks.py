@@ -60,7 +60,15 @@ def test_a_figures_ratio_and_verdict():
 
 @pytest.mark.slow
 def test_make_bench_in_small(tmp_path):
-    sizes = ("--shrink=64", "--pairs=1", "--threads=1", "--only", "operators", "memory")
+    sizes = (
+        "--shrink=64",
+        "--pairs=1",
+        "--threads=1",
+        "--only",
+        "operators",
+        "memory",
+        "inference",
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/cpu.py"), *sizes],
         cwd=tmp_path,
@@ -72,8 +80,31 @@ def test_make_bench_in_small(tmp_path):
     assert done.returncode == 0, done.stderr
     saved = json.loads((ROOT / "benchmarks/results/cpu-part.json").read_text())
     names = " ".join(figure["name"] for figure in saved["figures"])
-    for part in ("FFT", "reference loop", "checkpointing", "peak of the process"):
+    parts = ("FFT", "reference loop", "checkpointing", "peak of the process", "writing", "reading")
+    for part in parts:
         assert part in names
         assert part in done.stdout
+    assert (ROOT / "benchmarks/results/cpu-part.png").stat().st_size > 1000
     # No bound is applied to lengths that it is not for.
     assert all(figure["must"] is None for figure in saved["figures"])
+
+
+@pytest.mark.slow
+def test_the_scaling_table_shows_less_of_everything_but_messages_for_each_of_more_processes():
+    path = os.pathsep.join([str(ROOT / "src"), ENVIRONMENT.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/scaling.py"), "--shrink", "64", "--steps", "1"],
+        env=ENVIRONMENT | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads((ROOT / "benchmarks/results/scaling-part.json").read_text())
+    rows = {row["processes"]: row for row in written["figures"]}
+    assert rows.keys() == {1, 2, 4}
+    assert rows[4]["saved"] < rows[2]["saved"] < rows[1]["saved"]
+    model = written["settings"]["model"]
+    statistics, states = 8 * model["norm_num_groups"], 8 * model["model_dim"] * model["cema_ndim"]
+    message = model["num_layers"] * (statistics + states) + statistics
+    assert [rows[p]["sent"] for p in (1, 2, 4)] == [0, 2 * message, 6 * message]

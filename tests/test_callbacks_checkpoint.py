@@ -1,15 +1,14 @@
 """Which checkpoints a run keeps, and that there is a usable one at every moment."""
 
-import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.distributed.checkpoint import CheckpointException
 
 from callbacks_helpers import Killed, Standin, checkpoints, fit
-from litmegalodon.parallel.strategy import interrupts_as_themselves
+from litmegalodon.parallel import ChunkParallelStrategy
 from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint
 from litmegalodon.utils.checkpoints import META, is_complete
 
@@ -108,13 +107,6 @@ def test_a_kill_while_saving_leaves_the_previous_one_usable(tmp_path, monkeypatc
     (folder / "last-step=000004.ckpt").rename(folder / "last-step=000004.ckpt.partial")
     without_validation(tmp_path, 6, every=2, ckpt_path=folder / "last-step=000002.ckpt")
     assert checkpoints(tmp_path) == ["last-step=000006.ckpt"]
-
-
-@pytest.mark.parametrize("cause", [KeyboardInterrupt, OSError])
-def test_ctrl_c_amid_a_save_is_no_failed_save(cause):
-    expected = KeyboardInterrupt if cause is KeyboardInterrupt else CheckpointException
-    with pytest.raises(expected), interrupts_as_themselves():
-        raise CheckpointException("save", {0: (cause(), traceback.StackSummary())})
 
 
 def test_nothing_is_deleted_for_a_checkpoint_that_is_not_complete(tmp_path, monkeypatch):
@@ -240,3 +232,57 @@ def test_the_other_direction_of_best(tmp_path):
     best = BestCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
     name = best.format_checkpoint_name({"step": torch.tensor(7), "val/accuracy": torch.tensor(0.5)})
     assert name == str(tmp_path / "best-step=000007-accuracy=0.5000.ckpt") and best.mode == "max"
+
+
+def test_a_best_that_could_not_be_saved_does_not_hide_the_one_before_it(tmp_path):
+    class Strategy(ChunkParallelStrategy):
+        def __init__(self):
+            pass
+
+        def broadcast(self, value, src=0):
+            return value
+
+        def is_saving(self, path):
+            return False
+
+    best, trainer = BestCheckpoint(tmp_path), SimpleNamespace(strategy=Strategy())
+    best.best_model_path, best.best_model_score = str(tmp_path / "first.ckpt"), torch.tensor(2.0)
+    best.best_k_models = {best.best_model_path: best.best_model_score}
+    best._before = best._best()
+    best.best_model_path, best.best_model_score = str(tmp_path / "lost.ckpt"), torch.tensor(1.0)
+    best.best_k_models = {best.best_model_path: best.best_model_score}
+    best._forget_failed(trainer)
+    assert best.best_model_path == str(tmp_path / "first.ckpt") and best.best_model_score == 2.0
+    assert list(best.best_k_models) == [best.best_model_path]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_of_the_newest_stay_as_asked_for(tmp_path, keep):
+    without_validation(tmp_path, 10, every=2, keep=keep)
+    kept = [f"last-step={step:06d}.ckpt" for step in (2, 4, 6, 8, 10)][-keep:]
+    assert checkpoints(tmp_path) == kept
+
+
+def test_a_damaged_one_does_not_count_among_those_that_stay(tmp_path):
+    class Damage(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 5:
+                (tmp_path / "checkpoints/last-step=000004.ckpt" / META).unlink()
+
+    fit(tmp_path, 6, callbacks=[Damage()], limit_val_batches=0, keep=2)
+    assert checkpoints(tmp_path) == ["last-step=000002.ckpt", "last-step=000006.ckpt"]
+
+
+def test_what_a_killed_run_has_left_goes_when_the_next_one_starts(tmp_path):
+    for kind in ("last-step=000004", "best-step=000004-bpb=2.0000"):
+        for ending in (".ckpt.partial", ".ckpt.deleted"):
+            (tmp_path / "checkpoints" / f"{kind}{ending}").mkdir(parents=True)
+    fit(tmp_path, 1, limit_val_batches=0, every=100)
+    assert checkpoints(tmp_path) == ["last-step=000001.ckpt"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    expected = r"callbacks\.last_checkpoint\.dirpath=.*/checkpoints: no checkpoint can be written"
+    with pytest.raises(ValueError, match=expected):
+        fit(tmp_path, 2)

@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 
-from chunk_processes import MESHES, RESETS, STEPS
+from chunk_processes import ASYNC, CONTINUED, MESHES, RESETS, SAVED, STEPS, SYNC
 from golden_data import assert_equal
 from hard import hard_config
+from litmegalodon.utils.checkpoint_manifest import read_manifest
 from runs import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,9 @@ def results(tmp_path_factory):
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {w: torch.load(folder / f"{w}.pt", weights_only=False) for w in MESHES}
+    loaded = {w: torch.load(folder / f"{w}.pt", weights_only=False) for w in MESHES}
+    files = {name: read_manifest(folder / name)["files"] for name in (ASYNC, SYNC)}
+    return loaded | files
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=("float64", "fp32"))
@@ -55,6 +58,25 @@ def test_ten_optimizer_steps_give_the_same_weights(results, world, mesh):
     assert STEPS == 10
     for name, value in want.items():
         assert_equal(got[name], value, 1e-10, name)
+
+
+@pytest.mark.parametrize("world, mesh", [(w, m) for w in CONTINUED for m in CONTINUED[w]])
+def test_a_checkpoint_is_continued_on_any_mesh(results, world, mesh):
+    """Saved by 2 data x 2 chunk processes: losses and weights as if nothing had been."""
+    whole, got = results[4]["saved"], results[world]["continued", mesh]
+    assert list(whole["losses"]) == list(range(1, STEPS + 1))
+    assert list(got["losses"]) == list(range(SAVED + 1, STEPS + 1))
+    for step, loss in got["losses"].items():
+        assert loss == pytest.approx(whole["losses"][step], rel=1e-8), step
+    # What lanes remember is float32 in a checkpoint.
+    for name, value in whole["weights"].items():
+        assert_equal(got["weights"][name], value, 1e-8, name)
+
+
+def test_an_asynchronous_save_equals_a_synchronous_one_bit_for_bit(results):
+    shards = {name: entry for name, entry in results[SYNC].items() if name.endswith(".distcp")}
+    assert len(shards) == 4
+    assert {name: results[ASYNC][name] for name in shards} == shards
 
 
 @pytest.mark.parametrize("checkpointing", (False, True))

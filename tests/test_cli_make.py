@@ -1,18 +1,22 @@
 """The house: make's targets, what setup says when Python does not serve, and CI's rule on skips."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from runs import ROOT
 
 # A make that runs these tests hands its own flags and variables down.
-OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PROMPT", "PYTHON", "TORCH_INDEX")
+OURS = ("MAKE", "EXP", "ARGS", "CKPT", "PROMPT", "SWEEP", "ID", "PYTHON", "TORCH_INDEX", "LOCK")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
 
 
@@ -135,3 +139,49 @@ def test_an_unlisted_skip_fails_in_ci_and_is_named(tmp_path: Path) -> None:
 def test_a_listed_skip_passes_in_ci_and_any_skip_elsewhere(tmp_path: Path) -> None:
     assert skips("needs a CUDA GPU", tmp_path, ci="true").returncode == 0
     assert skips("no time", tmp_path, ci="").returncode == 0
+
+
+def test_make_sweep_and_agent_call_weights_and_biases() -> None:
+    assert make("-n", "sweep", "SWEEP=seeds").stdout.splitlines()[-1].split() == [
+        ".venv/bin/wandb",
+        "sweep",
+        "configs/sweep/seeds.yaml",
+    ]
+    *_, line = make("-n", "agent", "ID=me/litmegalodon/abcd1234").stdout.splitlines()
+    assert line.split() == [".venv/bin/wandb", "agent", "me/litmegalodon/abcd1234"]
+
+
+def test_an_agent_without_a_sweep_is_told_what_it_needs(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    done = make("agent", folder=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: ID: give the sweep's, as make agent ID=")
+
+
+@pytest.mark.slow
+def test_make_board_serves_the_runs_and_says_where(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "train" / "runs" / "a" / "tensorboard")) as writer:
+        writer.add_scalar("train/loss", 1.0, 1)
+    line = make("-n", "board", f"ARGS=--port 0 --logdir {tmp_path}").stdout.splitlines()[-1]
+    program, *arguments = line.split()
+    assert program == ".venv/bin/python"
+    assert arguments[:4] == ["-m", "tensorboard.main", "--logdir", "logs"]
+    board = subprocess.Popen(
+        [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        urls = (re.search(r"http://\S+", line) for line in board.stderr)
+        url = next(found[0] for found in urls if found and "localhost" in found[0])
+        # It reads the files in the background.
+        for _ in range(100):
+            runs = json.load(urllib.request.urlopen(f"{url}data/runs", timeout=30))
+            if runs:
+                break
+            time.sleep(0.2)
+        assert runs == ["train/runs/a/tensorboard"]
+    finally:
+        board.terminate()
+        board.wait()

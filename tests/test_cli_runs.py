@@ -175,5 +175,9 @@ def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.search(r"^interrupted after step \d+; (to go on|no check)", errors, re.MULTILINE)
+    said = re.search(
+        r"^interrupted by Ctrl-C after step (\d+); to go on: ckpt_path=(.*)", errors, re.M
+    )
+    # The step that it was in is saved.
+    assert said[2].endswith(f"last-step={int(said[1]):06d}.ckpt") and Path(said[2]).is_dir()
     assert "Traceback" not in errors

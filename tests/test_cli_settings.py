@@ -54,12 +54,14 @@ def make_checkpoint(path: Path, age: int = 0) -> Path:
 MISTAKES = {
     "model.config.z_dim=33 model.config.num_heads=2": "model.config.z_dim=33: .*nearest is 32",
     "model.config.chunk_size=0": "model.config.chunk_size=0: must be at least 1",
-    "experiment=70b": "experiment=70b: there is no such experiment; there are 1b, 200m, 7b, debug",
+    "experiment=70b": "experiment=70b: there is no such experiment; there are 1b, 200m, 7b, ",
     "ckpt_path=.": "ckpt_path=.: is not a checkpoint",
     "ckpt_path=a-step=7.ckpt": "ckpt_path=a-step=7.ckpt: there is no such file",
     "modle.lr=1": "modle.lr: there is no such setting; --help lists them",
     "data.seq_len=[": "data.seq_len=\\[: cannot be read; quote the value",
-    "-m trainer.devices=2 seed=1,2 hydra.sweep.dir=.": "trainer.devices=2: a sweep .* one process",
+    "-m trainer.devices=2 seed=1,2 hydra.sweep.dir=. hydra/launcher=basic": (
+        "trainer.devices=2: .* hydra/launcher=basic .*; leave hydra/launcher=runs"
+    ),
 }
 
 
@@ -75,9 +77,18 @@ def test_an_evaluation_asks_for_its_checkpoint(tmp_path: Path) -> None:
     assert line == "error: ckpt_path: give the checkpoint to evaluate, or `last` for the newest one"
 
 
-def test_torchruns_processes_need_one_folder(tmp_path: Path) -> None:
-    line = fails(f"paths.log_dir={tmp_path}", cwd=tmp_path, TORCHELASTIC_RUN_ID="none")
-    assert_says(line, "error: hydra.run.dir: torchrun's processes .*; give them one, as ")
+@pytest.mark.parametrize(
+    ("starter", "variables"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none"}),
+        ("srun", {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}),
+    ],
+)
+def test_processes_started_from_outside_need_one_folder(
+    starter: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    line = fails(f"paths.log_dir={tmp_path}", cwd=tmp_path, **variables)
+    assert_says(line, f"error: hydra.run.dir: {starter}'s processes .*; give them one, as ")
 
 
 @pytest.mark.parametrize("name", ["train", "generate"])
@@ -101,8 +112,9 @@ def test_settings_are_checked_without_torch_and_lightning(name: str, tmp_path: P
 def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
     done = subprocess.run(command("train", "--help"), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
+    experiments = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
     for text in (
-        "experiment: 1b, 200m, 7b, debug, tiny",
+        f"experiment: {', '.join(experiments)}\n",
         "chunk_size: ",
         "ckpt_path=last",
         "-m seed=1,2,3",

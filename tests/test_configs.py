@@ -26,11 +26,10 @@ ALL_FILES = sorted(
 # Groups of the evaluation's own.
 OF_EVALUATION = ("evaluation", "harness")
 EVALUATIONS = [path.stem for path in ALL_FILES if path.parent.name == "evaluation"]
-GROUP_FILES = [path for path in ALL_FILES if path.parent.name not in OF_EVALUATION]
+# Sweeps are Weights & Biases' files, in tests/test_hosted_sweeps.py.
+GROUP_FILES = [path for path in ALL_FILES if path.parent.name not in (*OF_EVALUATION, "sweep")]
 # Extras that a plain installation lacks, by the config that needs them.
 EXTRAS = {
-    "logger/tensorboard.yaml": "tensorboard",
-    "logger/many_loggers.yaml": "tensorboard",
     "logger/mlflow.yaml": "mlflow",
 }
 
@@ -192,8 +191,8 @@ def test_validation_comes_after_optimizer_steps_and_at_the_end_of_a_short_run(
 # explained here.
 SETTINGS_FILES = [*CONFIGS.glob("*.yaml")] + [
     CONFIGS / path
-    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("data/*/*.yaml"))]
-    if path.parent.name not in ("experiment", "debug", "hydra")
+    for path in [*ALL_FILES, *(p.relative_to(CONFIGS) for p in CONFIGS.glob("*/*/*.yaml"))]
+    if path.parent.name not in ("experiment", "debug", "hydra", "sweep")
     and (path.parent.name not in ("trainer", "harness") or path.stem == "default")
 ]
 

@@ -9,6 +9,7 @@ from litmegalodon.data import (
     ByteTokenizer,
     Document,
     LeftOut,
+    ListSource,
     PreparedCorpus,
     SentencePieceTokenizer,
     tokenizer_training,
@@ -126,6 +127,17 @@ def test_the_fit_counts_bytes_tokens_and_what_is_spelt_in_bytes(tmp_path):
     assert not found.is_cut
     cut = fit(tokenizer, corpus, 10)
     assert (cut.documents, cut.bytes, cut.is_cut) == (2, 10, True)
+
+
+def test_prompts_are_held_out_text_too(tmp_path):
+    corpus = source([TEXT * 30])
+    asked = ListSource([], [Document("asked", b"the fox", prompt=b"the dog")])
+    tokenizer = trained(tmp_path, TrainingText(corpus, 10**6))
+    found = fit(tokenizer, asked, 10**6)
+    ids = [tokenizer.encode(text) for text in (b"the dog", b"the fox")]
+    assert (found.documents, found.bytes, found.is_cut) == (1, 14, False)
+    assert found.tokens == sum(map(len, ids))
+    assert fit(tokenizer, asked, 9).bytes == 9
 
 
 @pytest.mark.parametrize(

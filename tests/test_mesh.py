@@ -9,6 +9,7 @@ from config_helpers import composed
 from litmegalodon.parallel.mesh import Degrees, resolve
 from litmegalodon.utils.settings import check_settings
 from runs import ROOT
+from test_cli_settings import make_checkpoint
 
 ROW = {"data.seq_len": 2048, "data.val_seq_len": 4096}
 
@@ -71,3 +72,19 @@ def test_settings_are_checked_without_torch(tmp_path):
         check_settings(composed(*mesh, "data.seq_len=256", folder=tmp_path))
     with pytest.raises(ValueError, match=r"replicate_size=-2: must be a whole number, at least"):
         check_settings(composed("trainer.strategy.replicate_size=-2", folder=tmp_path))
+
+
+def test_an_evaluation_asks_nothing_of_the_rows_that_it_does_not_read(tmp_path):
+    mesh = ("trainer.devices=4", "trainer.strategy.chunk_parallel_size=2")
+    checkpoint = f"ckpt_path={make_checkpoint(tmp_path / 'a.ckpt')}"
+    read = ("data.val_seq_len=4096", "data.val_batch_size=2")
+    unread = ("data.seq_len=100", "data.batch_size=3")
+    settings = (checkpoint, "data.cutting=packed", *mesh, *read, *unread)
+    check_settings(composed(*settings, folder=tmp_path, name="eval"))
+    with pytest.raises(ValueError, match=r"data\.val_seq_len=256 and .* a multiple of"):
+        narrow = composed(*settings, "data.val_seq_len=256", folder=tmp_path, name="eval")
+        check_settings(narrow)
+    # Without settings of their own held-out rows have those of training.
+    alone = ("data.val_seq_len=null", "data.seq_len=100")
+    with pytest.raises(ValueError, match=r"data\.seq_len=100 and"):
+        check_settings(composed(*settings, *alone, folder=tmp_path, name="eval"))

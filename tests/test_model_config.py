@@ -27,6 +27,7 @@ POSITIVE = (
 WRONG = [
     *((name, 0, "must be at least 1") for name in POSITIVE),
     *((name, 1.5, "must be a whole number") for name in POSITIVE),
+    ("model_dim", None, "must be a whole number"),
     *((name, "8", "must be a whole number") for name in POSITIVE),
     ("vocab_size", True, "must be a whole number"),
     ("z_dim", 9, "must be a multiple of num_heads=2; the nearest is"),
@@ -54,6 +55,10 @@ WRONG = [
     ("attention_dropout", "0.1", "must be a number"),
     ("init_mode", "kaiming", "must be one of he, bert, xavier, gaussian, none"),
     ("init_mode", 3, "must be a word"),
+    ("ema", "imaginary", "must be one of complex, real"),
+    ("norm", "batch", "must be one of timestep, layer, rms"),
+    ("residual", None, "must be a word"),
+    ("attention", "linear", "must be one of normalised, plain"),
 ]
 
 

@@ -13,6 +13,7 @@ VARIANTS = {
     "all parts": {},
     "no gate, no affine, no rescaling": dict(swiglu=False, norm_affine=False, rescale_nffn=False),
     "one head": dict(num_heads=1),
+    "mega": dict(ema="real", norm="layer", residual="plain", attention="plain"),
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 

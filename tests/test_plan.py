@@ -62,12 +62,14 @@ def paper_s_run(folder: Path, **changes) -> Run:
 def test_shares_are_those_of_the_real_sharding(degrees):
     run = Run(SMALL, degrees, 1, 128)
     assert run.elements == elements(SMALL, degrees)
+    halved = dataclasses.replace(run, bf16_parameters=True)
+    assert halved.elements == elements(SMALL, degrees, bf16_parameters=True)
 
 
 @pytest.mark.parametrize("degrees", [Degrees(1, 2, 2), Degrees(1, 8, 8), Degrees(2, 2, 4)])
 def test_the_largest_share_of_200m_is_total_over_data_and_chunk(degrees, tmp_path):
     config = experiment("200m", tmp_path)
-    held, _, _ = elements(config, degrees)
+    held = elements(config, degrees).held
     memory = Run(config, degrees, 8, 8192, measured=elements(config, degrees)).memory()
     got = memory["parameters"] + memory["gradients"] + memory["optimizer"]
     # Four float32 numbers for each parameter.
@@ -153,7 +155,9 @@ def test_the_picture_keeps_tokens_of_a_process_and_is_drawn(tmp_path):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    path = os.pathsep.join([str(ROOT / "src"), ENVIRONMENT.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT / "benchmarks"), ENVIRONMENT.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "plan_processes.py"), str(folder)],
         env=ENVIRONMENT | {"PYTHONPATH": path},
@@ -168,7 +172,9 @@ def measured(tmp_path_factory):
 
 def planned(case: Case) -> Run:
     run = Run(CONFIG, case.degrees, ROWS, LENGTH, case.accumulation, case.checkpointing)
-    return dataclasses.replace(run, measured=elements(CONFIG, case.degrees))
+    halves = case.bf16_parameters
+    measured = elements(CONFIG, case.degrees, halves)
+    return dataclasses.replace(run, bf16=case.bf16, bf16_parameters=halves, measured=measured)
 
 
 @pytest.mark.slow
@@ -199,6 +205,20 @@ def test_traffic_is_what_processes_send(name, measured):
     # Nothing else was sent.
     assert len(sent) == 6
     assert got == pytest.approx(want, rel=0.01)
+
+
+@pytest.mark.slow
+def test_matrices_gathered_in_bf16_halve_the_traffic_and_keep_the_losses(measured):
+    plain, halved = measured["bf16-mixed"][0], measured["bf16 parameters"][0]
+    # Products take them in bfloat16 either way, and gradients are not rounded on their way.
+    assert halved["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    gathered, reduced = "c10d::_allgather_base_", "c10d::_reduce_scatter_base_"
+    # Two micro-batches; embedding, norms, CEMA and biases stay as they are.
+    assert halved["traffic"][gathered] / 2 < 0.55 * plain["traffic"][gathered]
+    # Gradients are reduced in float32, parameters and optimizer are float32.
+    for part in ("gradients", "parameters", "optimizer"):
+        assert halved[part] == plain[part]
+    assert halved["traffic"][reduced] == plain["traffic"][reduced]
 
 
 @pytest.mark.slow

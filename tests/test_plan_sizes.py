@@ -83,7 +83,15 @@ def test_the_7b_experiment_is_the_paper_s(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"swiglu": False}, {"share_emb": True}, {"norm_affine": False}, {"rescale_nffn": True}],
+    [
+        {},
+        {"swiglu": False},
+        {"share_emb": True},
+        {"norm_affine": False},
+        {"rescale_nffn": True},
+        {"norm": "layer", "ema": "real"},
+        {"norm": "rms", "attention": "plain", "residual": "plain"},
+    ],
     ids=lambda changes: "".join(changes) or "as it is",
 )
 def test_the_formulae_know_every_parameter(changes):
@@ -121,6 +129,11 @@ def test_activations_are_what_a_model_saves(rows, length, changes, bf16, checkpo
     assert want == pytest.approx(saved.bytes, rel=0.2)
 
 
+@pytest.mark.parametrize("changes", [{"norm": "layer"}, {"norm": "rms"}, {"chunk_size": None}])
+def test_activations_with_a_switch_are_what_a_model_saves(changes):
+    test_activations_are_what_a_model_saves(1, 1024, changes, bf16=False, checkpointing=False)
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16-mixed"])
 def test_a_loss_in_pieces_saves_no_logits(bf16, monkeypatch):
     for module in ("models.loss", "planning.sizes"):
@@ -143,7 +156,9 @@ def test_a_loss_in_pieces_saves_no_logits(bf16, monkeypatch):
 def test_activations_are_what_the_kernels_save():
     from saved_by_kernels import CONFIG, LENGTH
 
-    path = os.pathsep.join([str(ROOT / "src"), ENVIRONMENT.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT / "benchmarks"), ENVIRONMENT.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "saved_by_kernels.py")],
         env=ENVIRONMENT | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"},

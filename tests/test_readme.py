@@ -20,7 +20,11 @@ from test_cli_settings import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-TRAIN = re.findall(r"^    python src/train\.py(.*?)(?:  +#.*)?$", README, re.MULTILINE)
+TRAIN = re.findall(
+    r"^    python src/train\.py(.*?)(?:  +#.*)?$",
+    README + (ROOT / "docs" / "trust.md").read_text(),
+    re.MULTILINE,
+)
 GENERATE = re.findall(
     r"^    python src/generate\.py(.*?)(?:  +#.*)?$",
     README + (ROOT / "docs" / "generate.md").read_text(),
@@ -32,6 +36,9 @@ EVAL = re.findall(
     re.MULTILINE,
 )
 MAKE = re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)
+MAKE = re.findall(
+    r"^    make ([a-z-]+)", README + (ROOT / "docs" / "trust.md").read_text(), re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("arguments", TRAIN)

@@ -35,10 +35,11 @@ def measured(folder) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k in ("step", *MEASURED)} for row in metrics(folder)]
 
 
-LANES = ("data.cutting=lanes", "data.streaming=true")
+# Each of the two processes reads rows of its own, with workers of its own.
+LANES = ("data.cutting=lanes", "data.streaming=true", "trainer.devices=2")
 
 
-@pytest.mark.parametrize("cutting", [(), LANES], ids=["packed", "lanes of a stream"])
+@pytest.mark.parametrize("cutting", [(), LANES], ids=["packed", "lanes of a stream, two ranks"])
 def test_killed_twice_and_resumed_equals_uninterrupted_bit_for_bit(cutting, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run("train", *SETTINGS, *cutting, f"hydra.run.dir={whole}", cwd=tmp_path)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from litmegalodon.data.batches import TrainBatches, ValBatches
 from litmegalodon.data.corpus import HeldOut, Opening, Part
+from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
 from litmegalodon.data.packing import PackedRows, check_cutting
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
@@ -92,6 +93,8 @@ class TextDataModule(LightningDataModule):
         self.on_error = OnError(on_error)
         self._opening = Opening(tokenizer, self.on_error, in_memory_limit)
         self._position = Position()
+        # Where the next checkpoint that is loaded leaves the position, in place of its own.
+        self._ahead: tuple[int, torch.Tensor | None] | None = None
         self._parts: list[Part] | None = None
         self._held_out: HeldOut | None = None
         # Rows in any order; no rows of training where there are slots.
@@ -202,7 +205,8 @@ class TextDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""
         return {"cursor": self.cursor, "places": self._all_places(), **self._identity()} | {
-            "tokenizer.fingerprint": self.tokenizer.fingerprint
+            "tokenizer.fingerprint": self.tokenizer.fingerprint,
+            "source.files": files_of(self.source),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,10 +214,20 @@ class TextDataModule(LightningDataModule):
         self.check(state_dict)
         if not self._is_fitting():
             return
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            self.trained(*ahead)
+            return
         places = state_dict.get("places")
         if places is not None:
             places = torch.tensor(places)[self._slots()]
         self.trained(state_dict["cursor"], places)
+
+    def move_past(self, cursor: int, places: torch.Tensor | None = None) -> None:
+        """Read on behind `cursor`, and from this process' `places`, once the next checkpoint is
+        loaded: what lies between is left out.
+        """
+        self._ahead = (cursor, places)
 
     def check(self, state_dict: Mapping[str, Any]) -> None:
         """ValueError if these settings give other batches than a checkpoint's.
@@ -228,10 +242,13 @@ class TextDataModule(LightningDataModule):
             # A setting that the checkpoint does not know had no other value then.
             theirs = state_dict.get(name, ours)
             if ours != theirs:
+                differs = ""
+                if name == "source.fingerprint":
+                    differs = difference(state_dict.get("source.files"), files_of(self.source))
                 raise ValueError(
                     f"data.{name}={ours}: the checkpoint was trained with {theirs}, so resuming"
-                    f" would read other batches; go back to {theirs}, or take only its weights with"
-                    " init_from= in place of ckpt_path="
+                    f" would read other batches{differs}; go back to {theirs}, or take only its"
+                    " weights with init_from= in place of ckpt_path="
                 )
 
     def check_tokenizer(self, state_dict: Mapping[str, Any], whose: str) -> None:

@@ -18,6 +18,8 @@ from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
 # blocks of BLOCK bytes.
 WHOLE = 64 << 20
 BLOCKS, BLOCK = 256, 64 << 10
+# Part of the documents that is held out by default.
+FRACTION = 0.01
 # Files that are read at a time.
 THREADS = 16
 
@@ -53,8 +55,8 @@ class FilesSource:
     `paths` and `val_paths` are a pattern or several: files, folders, or either with wildcards as in
     `corpus/**/*.jsonl.gz`, from `root` or the working folder on. A document is named by its path
     from the patterns' common folder and its line or row. Held out are the documents of `val_paths`,
-    and without them those whose names' hashes fall into `validation_fraction` of all; this reads
-    all files to find them, lines are only parsed if held out.
+    and without them those whose names' hashes fall into `validation_fraction` of all, 0.01 by
+    default; this reads all files to find them, lines are only parsed if held out.
     ValueError where a setting is wrong, matches nothing that can be read or leaves a split empty.
     """
 
@@ -62,7 +64,7 @@ class FilesSource:
         self,
         paths: str | Sequence[str],
         val_paths: str | Sequence[str] | None = None,
-        validation_fraction: float = 0.01,
+        validation_fraction: float | None = None,
         text_column: str = "text",
         prompt_column: str | None = None,
         completion_column: str | None = None,
@@ -71,8 +73,16 @@ class FilesSource:
         self.patterns = {"paths": _patterns("paths", paths)}
         if val_paths is not None:
             self.patterns["val_paths"] = _patterns("val_paths", val_paths)
-        check_fraction(validation_fraction)
-        self.validation_fraction = None if val_paths is not None else validation_fraction
+            if validation_fraction is not None:
+                raise ValueError(
+                    f"data.source.validation_fraction={validation_fraction}: has no effect with"
+                    " data.source.val_paths, all of which is held out; leave one of them out"
+                )
+        elif validation_fraction is None:
+            validation_fraction = FRACTION
+        else:
+            check_fraction(validation_fraction)
+        self.validation_fraction = validation_fraction
         self.columns = Columns(text_column, prompt_column, completion_column)
         self.root = root
 
@@ -108,12 +118,35 @@ class FilesSource:
         larger one a change of its size, and of bytes in the blocks that are read.
         """
         digest = hashlib.sha256(repr((self.columns, self.validation_fraction)).encode())
-        with ThreadPoolExecutor(THREADS) as pool:
-            for setting, files in self._listing.files.items():
-                digest.update(f"{setting} {len(files)}".encode())
-                for of_file in pool.map(lambda file, s=setting: _file_digest(s, file), files):
-                    digest.update(of_file)
+        for setting, of_files in self._digests.items():
+            digest.update(f"{setting} {len(of_files)}".encode())
+            for of_file in of_files.values():
+                digest.update(of_file)
         return digest.hexdigest()[:16]
+
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """What the fingerprint is made of, 8 hex digits a file, by name."""
+        return {
+            name: of_file.hex()[:8]
+            for of_files in self._digests.values()
+            for name, of_file in of_files.items()
+        }
+
+    @cached_property
+    def _digests(self) -> dict[str, dict[str, bytes]]:
+        """Of name, size and content of each file, by setting and name."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return {
+                setting: dict(
+                    zip(
+                        (file.name for file in files),
+                        pool.map(lambda file, s=setting: _file_digest(s, file), files),
+                        strict=True,
+                    )
+                )
+                for setting, files in self._listing.files.items()
+            }
 
     @property
     def left_out(self) -> dict[str, int]:

@@ -48,6 +48,15 @@ class MixtureSource:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
+    def file_digests(self) -> dict[str, str]:
+        """Of the sources that are made of files, each name behind its source's."""
+        return {
+            f"{name}: {file}": digest
+            for name, source in self.sources.items()
+            for file, digest in getattr(source, "file_digests", {}).items()
+        }
+
+    @property
     def left_out(self) -> dict[str, int]:
         counts = [source.left_out for source in self.sources.values()]
         return {name: sum(count[name] for count in counts) for name in ("files", "bytes")}

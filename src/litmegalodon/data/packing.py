@@ -94,7 +94,10 @@ def check_cutting(cutting: str, seq_len: int, chunk_size: int | None) -> None:
     if cutting == "packed":
         return
     if chunk_size is None:
-        raise ValueError("data.chunk_size=null: lanes need the model's; set it")
+        raise ValueError(
+            "data.cutting=lanes: what lanes carry from row to row has a fixed size, and a model "
+            "without model.config.chunk_size attends to all of a row; set data.cutting=packed"
+        )
     if seq_len % chunk_size:
         nearest = max(1, round(seq_len / chunk_size)) * chunk_size
         raise ValueError(

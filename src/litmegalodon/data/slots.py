@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from litmegalodon.data.ahead import ahead
 from litmegalodon.data.packing import Row, empty_row
 from litmegalodon.data.streams import Reader
 
@@ -127,7 +128,11 @@ class SlotBatches(IterableDataset):
 
 
 class SlotLoader:
-    """Batches of `SlotBatches`, prepared by up to one worker process a row."""
+    """Batches of `SlotBatches`, prepared by up to one worker process a row, one of them ahead.
+
+    A thread of this process fetches it while the one before is trained on: putting a batch
+    together, or receiving it from a worker, takes no time of training then.
+    """
 
     def __init__(self, batches: SlotBatches, num_workers: int) -> None:
         self.workers = min(num_workers, len(batches.readers))
@@ -138,7 +143,10 @@ class SlotLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        parts = iter(self.loader)
+        # Workers are started here: a process is better not forked beside a thread at work.
+        yield from ahead(self._batches(iter(self.loader)))
+
+    def _batches(self, parts: Iterator[Arrays]) -> Iterator[Batch]:
         # The loader asks its workers in turn, each for its rows of the same batch.
         while True:
             yield _joined([next(parts) for _ in range(max(1, self.workers))])

@@ -192,28 +192,29 @@ class Fit:
 def fit(
     tokenizer: SentencePieceTokenizer, source: Source, max_bytes: int, on_error: str = "raise"
 ) -> Fit:
-    """Measure a tokenizer on the first `max_bytes` of a source's held-out documents."""
+    """Measure a tokenizer on the first `max_bytes` of a source's held-out text, prompts too."""
     documents = size = tokens = characters = lines = spelt = byte_tokens = 0
     seconds = 0.0
     is_cut = False
     for document in _held_out(source, OnError(on_error)):
-        text = bytes(document.text[: max_bytes - size])
-        if len(text) < len(document.text):
+        if size == max_bytes:
             is_cut = True
-        if not text:
             break
-        began = time.process_time()
-        ids = tokenizer.encode(text)
-        seconds += time.process_time() - began
-        raw = tokenizer.byte_values(ids)
         documents += 1
-        size += len(text)
-        tokens += len(ids)
-        lines += text.count(b"\n")
-        # Bytes 10xxxxxx continue a character.
-        characters += int((np.frombuffer(text, np.uint8) & 0xC0 != 0x80).sum())
-        spelt += int((raw & 0xC0 != 0x80).sum() - (raw == ord("\n")).sum())
-        byte_tokens += int((raw != ord("\n")).sum())
+        for part in filter(len, (document.prompt, document.text)):
+            text = bytes(part[: max_bytes - size])
+            is_cut = is_cut or len(text) < len(part)
+            began = time.process_time()
+            ids = tokenizer.encode(text)
+            seconds += time.process_time() - began
+            raw = tokenizer.byte_values(ids)
+            size += len(text)
+            tokens += len(ids)
+            lines += text.count(b"\n")
+            # Bytes 10xxxxxx continue a character.
+            characters += int((np.frombuffer(text, np.uint8) & 0xC0 != 0x80).sum())
+            spelt += int((raw & 0xC0 != 0x80).sum() - (raw == ord("\n")).sum())
+            byte_tokens += int((raw != ord("\n")).sum())
     return Fit(
         documents=documents,
         bytes=size,

@@ -107,7 +107,7 @@ def _generate(
     memory = rows[0].reader.state.memory if alone else _joined(rows)
 
     def of_row(memory: MegalodonState | None, place: int) -> MegalodonState | None:
-        return memory if alone else memory.row(place, model.config.chunk_size)
+        return memory if alone else memory.row(place, model.config.attention_chunk)
 
     try:
         for _ in range(max_new_tokens):

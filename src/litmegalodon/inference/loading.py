@@ -2,7 +2,7 @@
 names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import isclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from yaml import YAMLError
 
 from litmegalodon.data import Tokenizer
 from litmegalodon.interop import exported
-from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models import LanguageModel, ModelConfig
+from litmegalodon.models import config_of as config_from
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
 
@@ -30,7 +31,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "float32",
     tokenizer: Tokenizer | None = None,
-) -> tuple[Megalodon, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """The network of a checkpoint, ready to read, and the tokenizer that it was trained with.
 
     The tokenizer is made from the settings beside the checkpoint, whose `_target_` must be a class
@@ -65,7 +66,9 @@ def load_model(
             f" {tokenizer.vocab_size:,}; give the one that it was trained with"
         )
     with torch.device("meta"):
-        model = Megalodon(config).to(getattr(torch, dtype))
+        model = config.build().to(getattr(torch, dtype))
+    if exported_there:
+        exported.check_files(path, model, setting)
     model.to_empty(device=place)
     tensors = model.state_dict()
     if exported_there:
@@ -85,9 +88,9 @@ def _device(name: str) -> str:
     return name
 
 
-def config_of(meta: Mapping[str, Any], setting: str) -> MegalodonConfig:
-    """The config of the network of a checkpoint; ValueError where it is of another kind."""
-    return _make(MegalodonConfig, meta["hyper_parameters"]["config"], setting)
+def config_of(meta: Mapping[str, Any], setting: str) -> ModelConfig:
+    """The config of the network of a checkpoint; ValueError where no such network is known."""
+    return _make(config_from, {"saved": meta["hyper_parameters"]["config"]}, setting)
 
 
 def tokenizer_beside(checkpoint: Path, setting: str) -> Tokenizer:
@@ -132,7 +135,7 @@ def tokenizer_beside(checkpoint: Path, setting: str) -> Tokenizer:
     return _make(kind, arguments, setting)
 
 
-def _make(kind: type, arguments: dict[str, Any], setting: str) -> Any:
+def _make(kind: Callable, arguments: dict[str, Any], setting: str) -> Any:
     try:
         return kind(**arguments)
     except TypeError as error:

@@ -47,6 +47,11 @@ class Reader:
     ) -> None:
         if piece_tokens < 1:
             raise ValueError(f"piece_tokens={piece_tokens}: must be at least 1")
+        if not getattr(model, "streams", True):
+            raise ValueError(
+                f"a {model.config.kind} remembers nothing from call to call here: the baseline is "
+                "trained and validated, and writes no text"
+            )
         self.model, self.tokenizer, self.piece_tokens = model, tokenizer, piece_tokens
         self.ended = ""
         if state is None:

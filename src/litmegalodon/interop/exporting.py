@@ -18,6 +18,7 @@ from litmegalodon.inference.loading import WEIGHTS, config_of, tokenizer_beside
 from litmegalodon.interop.card import Facts, model_card
 from litmegalodon.interop.exported import MODEL_TYPE, TOKENIZER_FACTS, TOKENIZER_MODEL
 from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models.config import SWITCHES
 from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
 from litmegalodon.utils.whole_folder import whole_folder
 
@@ -55,6 +56,12 @@ def export(
     meta = read_meta(checkpoint, setting)
     tokenizer = tokenizer_beside(checkpoint, setting)
     config = config_of(meta, setting)
+    if not isinstance(config, MegalodonConfig):
+        raise ValueError(f"{setting}: is a {config.kind}, and only a Megalodon is exported")
+    replaced = [name for name, kinds in SWITCHES.items() if getattr(config, name) != kinds[0]]
+    if format == "reference" and (replaced or config.chunk_size is None):
+        names = ", ".join(f"model.config.{name}" for name in replaced or ["chunk_size"])
+        raise ValueError(f"format=reference: the reference has no {names} as here; take another")
     with torch.device("meta"):
         model = Megalodon(config).to(getattr(torch, dtype))
     facts = Facts.of(checkpoint, meta, model, tokenizer, format, dtype)
@@ -105,6 +112,8 @@ def _write_safetensors(
         file = "model.safetensors" if len(groups) == 1 else file
         tensors = {f"{prefix}{k}": v for k, v in _read(checkpoint, group, setting).items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors lets nobody else read it; an export is for others.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         places |= dict.fromkeys(tensors, file)
         total += sum(value.nbytes for value in tensors.values())
     if len(groups) > 1:
@@ -129,7 +138,9 @@ def _write_reference(
         for name in ("prior_mean", "prior_logv"):
             tensors[f"{norm}.{name}"] = torch.zeros(config.norm_num_groups)
     torch.save(tensors, folder / "consolidated.pth")
-    kept = {"tokenizer": {"path": TOKENIZER_MODEL}, "model": config.to_dict()}
+    # It refuses fields that it does not know.
+    sizes = {k: v for k, v in config.to_dict().items() if k not in SWITCHES}
+    kept = {"tokenizer": {"path": TOKENIZER_MODEL}, "model": sizes}
     _write_json(folder / "config.json", kept)
     short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     about = {"model_parallel_size": 1, "dtype": short}

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from litmegalodon.models.config import MegalodonConfig
-from litmegalodon.models.layers import ComplexEMA, Linear, RMSNorm, TimestepNorm
+from litmegalodon.models.layers import ComplexEMA, Linear, RMSNorm, input_norm
 from litmegalodon.models.rows import (
     Dropout,
     accumulators,
-    as_gradients,
     cast,
     product_dtype,
     rms,
@@ -23,6 +22,7 @@ from litmegalodon.models.rows import (
 )
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState
+from litmegalodon.models.step import attention_step, is_step
 from litmegalodon.ops import Places, chunk_attention
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.products import add_product
@@ -43,8 +43,8 @@ class MovingAverageGatedAttention(nn.Module):
         super().__init__()
         dim, z, value = config.model_dim, config.z_dim, config.value_dim
         self.config, self.impl = config, impl
-        self.timenorm = TimestepNorm(dim, config.norm_num_groups, config.norm_eps, impl)
-        self.cema = ComplexEMA(dim, config.cema_ndim, impl)
+        self.timenorm = input_norm(config, impl)
+        self.cema = ComplexEMA(dim, config.cema_ndim, impl, config.ema == "real")
         self.rmsnorm = RMSNorm(dim, config.norm_eps, config.norm_affine)
         self.wv = Linear(dim, value)
         self.wz = Linear(dim, z)
@@ -67,6 +67,11 @@ class MovingAverageGatedAttention(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         """x [B, L, D], where its tokens stand, seed of DropKey -> Y [B, L, D], state."""
         c, (batch, length, dim) = self.config, x.shape
+        continues = resets is None and span is None and state is not None
+        if continues and is_step(self, x, self.impl):
+            normalised = c.attention == "normalised"
+            affine = _affine(self.gamma, self.beta, c.num_heads, compute_dtype(x), normalised)
+            return attention_step(self, x, state, places, affine)
         hidden, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         t, norm_state = self.timenorm(x, state.norm if state else None, resets, span)
         # The values need T only: they are computed while other processes' states arrive.
@@ -84,12 +89,12 @@ class MovingAverageGatedAttention(nn.Module):
             self.wr.weight,
             self.wr.bias,
             Dropout.draw(hidden, batch * length, dim, x.device).mask,
-            (c.num_heads, c.norm_eps, hidden),
+            (c.num_heads, c.norm_eps, hidden, c.attention == "normalised"),
             product_dtype(ema),
         )
         a, kv = chunk_attention(
             *(u.view(batch, length, c.num_heads, -1) for u in (q, k, v)),
-            chunk_size=c.chunk_size,
+            chunk_size=c.attention_chunk,
             rope_base=c.rope_base or 10_000.0,
             position=places,
             kv=state.kv if state else None,
@@ -141,31 +146,33 @@ class _Values(torch.autograd.Function):
             add_product(d_wv, d_pre.t(), t[tile].to(ctx.dtype))
             d_bv += d_pre.sum(0)
             d_t[tile] = d_pre @ to_v
-        return d_t, *as_gradients(totals, parameters), None
+        return d_t, *totals, None
 
 
 class _Projections(torch.autograd.Function):
     """From CEMA's output to M, queries, keys and the gate's pre-activation.
 
     M = RMSNorm(ema); Z = M Wz + bz normalised per head; q, k = Z * (gamma + 1) / sqrt(z) + beta; r
-    = M Wr + br.
+    = M Wr + br. Plain, as in Mega: Z = silu(M Wz + bz); q, k = (Z * (gamma + 1) + beta) / z^(1/4),
+    so that scores are divided by sqrt(z).
     """
 
     @staticmethod
     @forward_pass
     def forward(ctx, ema, weight, wz, bz, gamma, beta, wr, br, keep, settings, dtype):
-        wide, (heads, eps, hidden) = compute_dtype(ema), settings
+        wide, (heads, eps, hidden, normalised) = compute_dtype(ema), settings
         drop = Dropout(hidden, keep)
         to_z, z_bias, to_r, r_bias = cast(dtype, wz, bz, wr, br)
         rows, z = len(ema), len(wz)
         m = ema.new_empty(rows, ema.shape[1], dtype=dtype)
         zs, q, k = (ema.new_empty(rows, z, dtype=dtype) for _ in range(3))
         r = ema.new_empty(rows, len(wr), dtype=dtype)
-        scale, shift = _affine(gamma, beta, heads, wide)
+        scale, shift = _affine(gamma, beta, heads, wide, normalised)
         for tile in tiles(ema):
             m[tile] = drop(_scaled(rms(ema[tile].to(wide), eps)[0], weight), tile)
             torch.addmm(z_bias, m[tile], to_z.t(), out=zs[tile])
-            normed, _ = rms(zs[tile].to(wide).unflatten(1, (heads, -1)), eps)
+            normed = zs[tile].to(wide).unflatten(1, (heads, -1))
+            normed = rms(normed, eps)[0] if normalised else silu(normed)
             q[tile] = torch.addcmul(shift[0], normed, scale[0]).flatten(1)
             k[tile] = torch.addcmul(shift[1], normed, scale[1]).flatten(1)
             torch.addmm(r_bias, m[tile], to_r.t(), out=r[tile])
@@ -178,23 +185,29 @@ class _Projections(torch.autograd.Function):
     def backward(ctx, d_m, d_q, d_k, d_r):
         ema, *parameters, m, zs, keep = ctx.saved_tensors
         weight, wz, _, gamma, beta, wr, _ = parameters
-        dtype, wide, (heads, eps, hidden) = ctx.dtype, compute_dtype(ema), ctx.settings
+        dtype, wide = ctx.dtype, compute_dtype(ema)
+        heads, eps, hidden, normalised = ctx.settings
         drop = Dropout(hidden, keep)
         to_z, to_r = cast(dtype, wz, wr)
         totals = accumulators(*parameters)
         d_weight, d_wz, d_bz, d_gamma, d_beta, d_wr, d_br = totals
         d_ema = torch.empty_like(ema)
-        scale, _ = _affine(gamma, beta, heads, wide)
-        root = math.sqrt(len(wz) // heads)
+        scale, _ = _affine(gamma, beta, heads, wide, normalised)
+        by, shift_by = _divisors(len(wz) // heads, normalised)
         for tile in tiles(ema):
-            normed, factor = rms(zs[tile].to(wide).unflatten(1, (heads, -1)), eps)
+            z = zs[tile].to(wide).unflatten(1, (heads, -1))
+            normed, factor = rms(z, eps) if normalised else (silu(z), None)
             d_normed = torch.zeros_like(normed)
             for i, d_affine in enumerate((d_q[tile], d_k[tile])):
                 d_affine = d_affine.to(wide).view_as(normed)
-                d_gamma[i] += (d_affine * normed).sum(0).flatten() / root
-                d_beta[i] += d_affine.sum(0).flatten()
+                d_gamma[i] += (d_affine * normed).sum(0).flatten() / by
+                d_beta[i] += d_affine.sum(0).flatten() / shift_by
                 d_normed.addcmul_(d_affine, scale[i])
-            d_z = rms_backward(d_normed, normed, factor).flatten(1).to(dtype)
+            if normalised:
+                d_z = rms_backward(d_normed, normed, factor)
+            else:
+                d_z = torch.ops.aten.silu_backward(d_normed, z)
+            d_z = d_z.flatten(1).to(dtype)
             d_m_tile = (d_z @ to_z).addmm_(d_r[tile], to_r)
             for d_out, d_matrix, d_bias in ((d_z, d_wz, d_bz), (d_r[tile], d_wr, d_br)):
                 add_product(d_matrix, d_out.t(), m[tile])
@@ -205,18 +218,26 @@ class _Projections(torch.autograd.Function):
                 d_weight += (d_m_tile * normed).sum(0)
                 d_m_tile = d_m_tile * (weight + 1)
             d_ema[tile] = rms_backward(d_m_tile, normed, factor)
-        return d_ema, *as_gradients(totals, parameters), None, None, None
+        return d_ema, *totals, None, None, None
 
 
 def _scaled(normed: Tensor, weight: Tensor | None) -> Tensor:
     return normed if weight is None else normed * (weight + 1)
 
 
-def _affine(gamma: Tensor, beta: Tensor, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scale and shift of queries and keys, both [2, H, z]; 1 / sqrt(z) is a part of the scale."""
+def _divisors(size: int, normalised: bool) -> tuple[float, float]:
+    """What (gamma + 1) and beta are divided by in heads of `size` features."""
+    return (math.sqrt(size), 1.0) if normalised else (size**0.25, size**0.25)
+
+
+def _affine(
+    gamma: Tensor, beta: Tensor, heads: int, dtype: torch.dtype, normalised: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of queries and keys, both [2, H, z]; the scores' scale is a part of them."""
     scale, shift = (u.to(dtype).unflatten(-1, (heads, -1)) for u in (gamma, beta))
     # Added in the wider dtype: in bfloat16 a small gamma is lost beside 1.
-    return (scale + 1) / math.sqrt(scale.shape[-1]), shift
+    by, shift_by = _divisors(scale.shape[-1], normalised)
+    return (scale + 1) / by, shift / shift_by
 
 
 class _GatedOutput(torch.autograd.Function):
@@ -256,4 +277,4 @@ class _GatedOutput(torch.autograd.Function):
             d_gated = drop_inner(d_out @ h2, tile)
             torch.mul(d_gated, gate, out=d_a[tile])
             d_r[tile] = torch.ops.aten.silu_backward(d_gated.mul_(a[tile]), r[tile])
-        return grad, d_m, d_a, d_r, *as_gradients(totals, parameters), None, None, None
+        return grad, d_m, d_a, d_r, *totals, None, None, None

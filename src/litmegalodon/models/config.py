@@ -1,16 +1,29 @@
 """The shape of a MEGALODON; imports nothing heavy, to refuse a setting before torch is loaded."""
 
-import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from litmegalodon.models.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from litmegalodon.models.megalodon import Megalodon
 
 INIT_MODES = ("he", "bert", "xavier", "gaussian", "none")
+# What may take the place of a part of the paper's, for ablations; the paper's is first.
+SWITCHES = {
+    "ema": ("complex", "real"),
+    "norm": ("timestep", "layer", "rms"),
+    "residual": ("two_hop", "plain"),
+    "attention": ("normalised", "plain"),
+}
+# Tokens of a chunk that no row fills.
+WHOLE_ROW = 2**30
 # Above this many logits (256 MiB in float32) the loss is computed without holding them all.
 MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
-class MegalodonConfig:
+class MegalodonConfig(ModelConfig):
     """Sizes and switches of the network; names as in the released reference.
 
     Attributes:
@@ -22,7 +35,8 @@ class MegalodonConfig:
         num_heads: H, attention heads.
         ffn_hidden_dim: hidden width of the feed-forward network.
         cema_ndim: N, complex states a channel, at most 32.
-        chunk_size: C, tokens that attend to one another.
+        chunk_size: C, tokens that attend to one another; None: all of a row, whose memory then
+            grows with every token.
         norm_num_groups: G, groups of features that TimestepNorm normalises together.
         norm_affine: learn weights of RMSNorm and bias and weights of LayerNorm (TimestepNorm always
             does).
@@ -38,10 +52,19 @@ class MegalodonConfig:
         hidden_dropout: inside a block.
         attention_dropout: DropKey, the probability that a (query, key) pair is hidden.
         init_mode: how weight matrices start: he, bert, xavier, gaussian or none.
+        ema: complex, or real: no rotation (theta = 0) and real output weights, as in Mega.
+        norm: before a block's moving average and before the output matrix: timestep, or layer or
+            rms, which normalise each token by itself.
+        residual: what the feed-forward output is added to: two_hop, the block's input, or plain,
+            attention's output.
+        attention: queries and keys from a representation that is normalised, or plain, as in Mega:
+            through silu, scores divided by sqrt(z).
 
     Raises:
         ValueError: a field's value, with its name and the fix.
     """
+
+    kind: ClassVar[str] = "megalodon"
 
     vocab_size: int
     num_layers: int
@@ -51,7 +74,7 @@ class MegalodonConfig:
     num_heads: int
     ffn_hidden_dim: int
     cema_ndim: int = 16
-    chunk_size: int = 2048
+    chunk_size: int | None = 2048
     norm_num_groups: int = 32
     norm_affine: bool = True
     norm_eps: float = 1e-5
@@ -65,11 +88,14 @@ class MegalodonConfig:
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     init_mode: str = "he"
+    ema: str = "complex"
+    norm: str = "timestep"
+    residual: str = "two_hop"
+    attention: str = "normalised"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_type(field.name, field.type)
-        for name in (
+        self._check_types()
+        self._check_at_least_one(
             "vocab_size",
             "num_layers",
             "model_dim",
@@ -80,9 +106,7 @@ class MegalodonConfig:
             "cema_ndim",
             "chunk_size",
             "norm_num_groups",
-        ):
-            if getattr(self, name) < 1:
-                self._refuse(name, "must be at least 1")
+        )
         for name in ("z_dim", "value_dim"):
             self._check_divides(name, "num_heads")
         self._check_divides("model_dim", "norm_num_groups")
@@ -100,53 +124,32 @@ class MegalodonConfig:
             )
         if self.cema_ndim > 32:
             self._refuse("cema_ndim", "must be at most 32")
-        if not 0.0 < self.norm_eps < 1.0:
-            self._refuse("norm_eps", "must be between 0 and 1, for example 1e-5")
-        if self.rope_base is not None and not (
-            self.rope_base > 1.0 and math.isfinite(self.rope_base)
-        ):
-            self._refuse("rope_base", "must be above 1, for example 10000, or null")
+        self._check_common()
         if self.output_size != -1 and self.output_size < 1:
             self._refuse("output_size", "must be at least 1, or -1 for vocab_size")
         if self.share_emb and self.output_size not in (-1, self.vocab_size):
             self._refuse(
                 "output_size", "must be -1 with share_emb=true, which ties it to vocab_size"
             )
-        for name in ("dropout", "hidden_dropout", "attention_dropout"):
+        for name in ("dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 self._refuse(name, "must be at least 0 and below 1")
-        if self.init_mode not in INIT_MODES:
-            self._refuse("init_mode", f"must be one of {', '.join(INIT_MODES)}")
+        self._check_choice("init_mode", INIT_MODES)
+        for name, choices in SWITCHES.items():
+            self._check_choice(name, choices)
+
+    def build(self, impl: str = "auto") -> "Megalodon":
+        """See `ModelConfig.build`."""
+        from litmegalodon.models.megalodon import Megalodon
+
+        return Megalodon(self, impl)
+
+    @property
+    def attention_chunk(self) -> int:
+        """C as a number, also where attention reaches over whole rows."""
+        return self.chunk_size or WHOLE_ROW
 
     @property
     def num_outputs(self) -> int:
         """Width of the logits."""
         return self.vocab_size if self.output_size == -1 else self.output_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, enough to build the same config again."""
-        return asdict(self)
-
-    def _refuse(self, name: str, why: str) -> None:
-        raise ValueError(f"model.config.{name}={getattr(self, name)}: {why}")
-
-    def _check_type(self, name: str, kind: type) -> None:
-        value = getattr(self, name)
-        if kind is bool:
-            good, noun = isinstance(value, bool), "true or false"
-        elif kind is int:
-            good, noun = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-        elif kind is str:
-            good, noun = isinstance(value, str), "a word"
-        else:
-            optional = kind is not float and value is None
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            good, noun = optional or number, "a number"
-        if not good:
-            self._refuse(name, f"must be {noun}")
-
-    def _check_divides(self, name: str, divisor: str) -> None:
-        value, parts = getattr(self, name), getattr(self, divisor)
-        if value % parts:
-            nearest = max(1, round(value / parts)) * parts
-            self._refuse(name, f"must be a multiple of {divisor}={parts}; the nearest is {nearest}")

@@ -12,10 +12,10 @@ from litmegalodon.models.layers import LayerNorm, Linear
 from litmegalodon.models.rows import (
     Dropout,
     accumulators,
-    as_gradients,
     cast,
     product_dtype,
 )
+from litmegalodon.models.step import feed_forward_step, is_step
 from litmegalodon.ops.dispatch import backward_pass, compute_dtype, forward_pass
 from litmegalodon.ops.products import add_product
 from litmegalodon.ops.tiles import tiles
@@ -23,6 +23,8 @@ from litmegalodon.ops.tiles import tiles
 
 class NormalizedFeedForward(nn.Module):
     """silu(F W1) [* F W3] W2 with F = LayerNorm(Y), added to the block's input X, not to Y.
+
+    With `residual=plain` X is Y.
 
     Source:
         paper, section 3.4 (two-hop residual); released reference.
@@ -40,6 +42,8 @@ class NormalizedFeedForward(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Attention's output y and the block's input x, both [B, L, D] -> the block's output."""
+        if is_step(self, y):
+            return feed_forward_step(self, y, x)
         c, rows = self.config, y.shape[0] * y.shape[1]
         inner, outer = (c.hidden_dropout, c.dropout) if self.training else (0.0, 0.0)
         drop_inner = Dropout.draw(inner, rows, c.ffn_hidden_dim, y.device)
@@ -138,4 +142,4 @@ class _FeedForward(torch.autograd.Function):
             if weight is not None:
                 d_weight += parts[1]
                 d_bias += parts[2]
-        return d_y.view(d_x.shape), d_x, *as_gradients(totals, parameters), *[None] * 4
+        return d_y.view(d_x.shape), d_x, *totals, *[None] * 4

@@ -8,6 +8,7 @@ Source: released reference (the paper gives none).
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,24 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from litmegalodon.models.config import MegalodonConfig
 
+Draw = Callable[[str, tuple[int, ...]], Tensor | None]
+
 
 def initialise(model: nn.Module, config: MegalodonConfig, seed: int) -> None:
-    """Fill the parameters of a Megalodon in place.
+    """Fill the parameters of a Megalodon in place; see `fill`."""
+    fill(model, lambda name, shape: initial_value(name, shape, config, seed))
+
+
+def fill(model: nn.Module, draw: Draw) -> None:
+    """Fill a model's parameters in place, on any mesh with the same numbers.
 
     Args:
-        seed: any int; with a parameter's name it determines the parameter.
+        draw: a parameter's starting value in float32 from its name and whole shape; None where
+            memory is left as it is.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            value = initial_value(name, tuple(parameter.shape), config, seed)
+            value = draw(name, tuple(parameter.shape))
             if value is None:
                 continue
             value = value.to(device=parameter.device, dtype=parameter.dtype)
@@ -39,10 +48,8 @@ def initialise(model: nn.Module, config: MegalodonConfig, seed: int) -> None:
 def initial_value(
     name: str, shape: tuple[int, ...], config: MegalodonConfig, seed: int
 ) -> Tensor | None:
-    """A parameter's starting value in float32; None where init_mode leaves memory as it is."""
-    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-    out = torch.zeros(shape)
+    """A Megalodon's parameter at its start, in float32; None where init_mode leaves it as it is."""
+    out, generator = torch.zeros(shape), generator_of(seed, name)
     module, _, kind = name.rpartition(".")
     if module in ("embed", "output.output"):
         return _truncated(out, 1 / math.sqrt(config.model_dim), 3.0, generator)
@@ -54,6 +61,12 @@ def initial_value(
         # Norms, biases and the affine of queries and keys: zero, weights being stored minus one.
         return out
     return _matrix(out, config.init_mode, generator)
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """What a parameter is drawn from: another one for every seed and name."""
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
 
 def _truncated(out: Tensor, std: float, at: float, generator: torch.Generator) -> Tensor:

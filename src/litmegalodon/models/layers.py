@@ -7,10 +7,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm, rms_norm
 
+from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.span import Span
+from litmegalodon.models.step import is_step
 from litmegalodon.ops import NormState, cema, cema_end, timestep_norm, timestep_norm_end
+from litmegalodon.ops.cema.step import KeptCoefficients, StepCoefficients
 from litmegalodon.ops.dispatch import compute_dtype
+from litmegalodon.ops.timestep_norm.step import timestep_norm_step
 
 
 class Linear(nn.Linear):
@@ -53,6 +58,11 @@ class TimestepNorm(KeepsFloat32):
         span: Span | None = None,
     ) -> tuple[Tensor, NormState]:
         """x [B, L, D] -> normalised [B, L, D], statistics after the row's last token."""
+        if is_step(self, x, self.impl) and state is not None and resets is None and span is None:
+            y, state = timestep_norm_step(
+                x.squeeze(1), self.weight, self.bias, self.num_groups, self.eps, state
+            )
+            return y[:, None], state
         after = None
         if span is not None:
             end = timestep_norm_end(x, self.num_groups, resets, impl=self.impl)
@@ -67,17 +77,67 @@ class TimestepNorm(KeepsFloat32):
         return f"{self.weight.shape[0]}, groups={self.num_groups}, eps={self.eps}, impl={self.impl}"
 
 
-class ComplexEMA(KeepsFloat32):
-    """Complex exponential moving average with learnt coefficients; see `litmegalodon.ops.cema`."""
+class TokenNorm(KeepsFloat32):
+    """LayerNorm or RMSNorm in the place of a TimestepNorm: each token by itself, no memory.
 
-    def __init__(self, dim: int, ndim: int, impl: str):
+    The memory that it is given, a TimestepNorm's, goes through it unchanged.
+    """
+
+    def __init__(self, dim: int, num_groups: int, eps: float, kind: str):
         super().__init__()
-        self.impl = impl
+        self.num_groups, self.eps = num_groups, eps
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if kind == "layer" else None
+
+    def forward(
+        self,
+        x: Tensor,
+        state: NormState | None,
+        resets: Tensor | None,
+        span: Span | None = None,
+    ) -> tuple[Tensor, NormState]:
+        """x [B, L, D] -> normalised [B, L, D], the memory as it was."""
+        if state is None:
+            state = NormState.fresh(x.shape[0], self.num_groups, x.device)
+        wide, shape = compute_dtype(x), x.shape[-1:]
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight.to(wide) + 1
+            if self.bias is None:
+                y = rms_norm(x.to(wide), shape, weight, self.eps)
+            else:
+                y = layer_norm(x.to(wide), shape, weight, self.bias.to(wide), self.eps)
+        return y.to(x.dtype), state
+
+    def extra_repr(self) -> str:
+        kind = "rms" if self.bias is None else "layer"
+        return f"{self.weight.shape[0]}, {kind}, eps={self.eps}"
+
+
+def input_norm(config: MegalodonConfig, impl: str) -> TimestepNorm | TokenNorm:
+    """The norm before a block's moving average, and before the output matrix."""
+    sizes = (config.model_dim, config.norm_num_groups, config.norm_eps)
+    if config.norm == "timestep":
+        return TimestepNorm(*sizes, impl)
+    return TokenNorm(*sizes, config.norm)
+
+
+class ComplexEMA(KeepsFloat32):
+    """Complex exponential moving average with learnt coefficients; see `litmegalodon.ops.cema`.
+
+    With `real` its states do not rotate and its output weights have no imaginary part: the damped
+    average of Mega (arXiv 2209.10655, section 3.1; its expansion beta is a factor of gamma). It is
+    computed as the complex one whose angles are 0.
+    """
+
+    def __init__(self, dim: int, ndim: int, impl: str, real: bool = False):
+        super().__init__()
+        self.impl, self.real = impl, real
         self.alpha = nn.Parameter(torch.empty(dim, ndim, 1))
         self.delta = nn.Parameter(torch.empty(dim, ndim, 1))
-        self.theta = nn.Parameter(torch.empty(dim, 1, 1))
-        self.gamma = nn.Parameter(torch.empty(dim, ndim, 2))
+        self.theta = None if real else nn.Parameter(torch.empty(dim, 1, 1))
+        self.gamma = nn.Parameter(torch.empty(dim, ndim, 1 if real else 2))
         self.omega = nn.Parameter(torch.empty(dim, 1))
+        self._kept = KeptCoefficients()
 
     def forward(
         self, x: Tensor, state: Tensor | None, resets: Tensor | None
@@ -104,12 +164,22 @@ class ComplexEMA(KeepsFloat32):
 
         return finish
 
+    def step_coefficients(self, dtype: torch.dtype) -> StepCoefficients:
+        """What `cema_step` computes with in a dtype, kept while the parameters do not change."""
+        return self._kept(self._coefficients, dtype)
+
     @property
     def _coefficients(self) -> tuple[Tensor, ...]:
-        return self.alpha, self.delta, self.theta, self.gamma
+        if not self.real:
+            return self.alpha, self.delta, self.theta, self.gamma
+        # An angle of 2 pi sigmoid(theta) n / N that is 0.
+        theta = self.alpha.new_full((len(self.alpha), 1, 1), -torch.inf)
+        gamma = torch.cat([self.gamma, torch.zeros_like(self.gamma)], dim=-1)
+        return self.alpha, self.delta, theta, gamma
 
     def extra_repr(self) -> str:
-        return f"{self.alpha.shape[0]}, ndim={self.alpha.shape[1]}, impl={self.impl}"
+        kind = "real" if self.real else "complex"
+        return f"{self.alpha.shape[0]}, ndim={self.alpha.shape[1]}, {kind}, impl={self.impl}"
 
 
 class RMSNorm(KeepsFloat32):

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 
 from litmegalodon.models.config import MAX_LOGITS
+from litmegalodon.models.rows import cast, product_dtype
 
 IGNORED = -100
 
@@ -18,6 +19,8 @@ def sum_of_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         labels: int64 [R]; -100 is ignored.
     """
     if labels.numel() * weight.shape[0] > MAX_LOGITS:
+        # Autocast does not know this product.
+        hidden, weight = cast(product_dtype(hidden), hidden, weight)
         options = torch.nn.LinearCrossEntropyOptions()
         nll = linear_cross_entropy(
             hidden, weight, labels, ignore_index=IGNORED, reduction="none", options=options

@@ -14,7 +14,8 @@ from litmegalodon.models.attention import MovingAverageGatedAttention
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
-from litmegalodon.models.layers import Linear, TimestepNorm
+from litmegalodon.models.language_model import check_tokens
+from litmegalodon.models.layers import Linear, input_norm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.span import Span
 from litmegalodon.models.state import LayerState, MegalodonState
@@ -33,6 +34,7 @@ class Block(nn.Module):
     def __init__(self, config: MegalodonConfig, impl: str):
         super().__init__()
         self.activation_checkpointing = False
+        self.two_hop = config.residual == "two_hop"
         self.mega = MovingAverageGatedAttention(config, impl)
         self.nffn = NormalizedFeedForward(config)
 
@@ -63,17 +65,15 @@ class Block(nn.Module):
         span: Span | None,
     ) -> tuple[Tensor, LayerState]:
         y, state = self.mega(x, state, places, resets, seed, span)
-        return self.nffn(y, x), state
+        return self.nffn(y, x if self.two_hop else y), state
 
 
 class Output(nn.Module):
-    """The final TimestepNorm and the output matrix."""
+    """The final norm and the output matrix."""
 
     def __init__(self, config: MegalodonConfig, impl: str):
         super().__init__()
-        self.final_norm = TimestepNorm(
-            config.model_dim, config.norm_num_groups, config.norm_eps, impl
-        )
+        self.final_norm = input_norm(config, impl)
         self.output = Linear(config.model_dim, config.num_outputs, bias=False)
 
 
@@ -89,6 +89,8 @@ class Megalodon(nn.Module):
         impl: implementation of the operators: auto, reference, torch or triton; no part of the
             config.
     """
+
+    streams = True
 
     def __init__(self, config: MegalodonConfig, impl: str = "auto"):
         super().__init__()
@@ -170,11 +172,7 @@ class Megalodon(nn.Module):
         Raises:
             ValueError: a shape or dtype that can't be served, a stretch that is not whole chunks.
         """
-        if targets.shape != tokens.shape:
-            raise ValueError(
-                f"targets has shape {tuple(targets.shape)}; "
-                f"it must be that of tokens, {tuple(tokens.shape)}"
-            )
+        check_tokens(tokens, resets, targets)
         x, state = self._hidden(tokens, state, resets, span)
         labels = targets.flatten()
         nll = sum_of_nll(x.flatten(0, 1), self.output.output.weight, labels)
@@ -220,7 +218,7 @@ class Megalodon(nn.Module):
         span: Span | None,
     ) -> Places:
         """Where the tokens stand, read from the device once for all layers."""
-        size, kv = self.config.chunk_size, state.layers[0].kv if state else None
+        size, kv = self.config.attention_chunk, state.layers[0].kv if state else None
         position, slots = (state.position, kv.k.shape[1]) if state else (0, None)
         if span is not None:
             position = position + span.rank * span.length
@@ -234,6 +232,11 @@ class Megalodon(nn.Module):
     def _check_span(self, tokens: Tensor, state: MegalodonState | None, span: Span) -> None:
         """A stretch and what comes before it are whole chunks: attention sees nothing outside."""
         chunk = self.config.chunk_size
+        if chunk is None:
+            raise ValueError(
+                "model.config.chunk_size=None: attention over whole rows, which processes can't "
+                "share; set chunk_size"
+            )
         if tokens.shape[1] != span.length or span.length % chunk:
             raise ValueError(
                 f"tokens has shape {tuple(tokens.shape)}: a process's stretch of a row has "
@@ -246,16 +249,7 @@ class Megalodon(nn.Module):
             )
 
     def _check(self, tokens: Tensor, state: MegalodonState | None, resets: Tensor | None) -> None:
-        if tokens.dim() != 2 or tokens.shape[1] < 1:
-            raise ValueError(
-                f"tokens has shape {tuple(tokens.shape)}; "
-                "it must be [batch, length], length at least 1"
-            )
-        if resets is not None and (resets.dtype != torch.bool or resets.shape != tokens.shape):
-            raise ValueError(
-                f"resets is {resets.dtype} {tuple(resets.shape)}; "
-                f"it must be bool {tuple(tokens.shape)}"
-            )
+        check_tokens(tokens, resets)
         if state is None:
             return
         if state.batch != tokens.shape[0]:

@@ -5,8 +5,6 @@ Their backward passes are written by hand: what is cheap to make again (norms, g
 again, and weight gradients are summed in place.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -27,20 +25,14 @@ def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def accumulators(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Accumulators for gradients, float32 or better."""
+    """Accumulators for gradients, float32 or better.
+
+    A backward pass returns them as they are: autograd casts each to the dtype that its parameter's
+    gradient has, which need not be the parameter's.
+    """
     return [
         None if t is None else torch.zeros(t.shape, dtype=compute_dtype(t), device=t.device)
         for t in tensors
-    ]
-
-
-def as_gradients(
-    totals: Sequence[Tensor | None], parameters: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """Accumulated gradients in the dtype of their parameters."""
-    return [
-        None if total is None else total.to(p.dtype)
-        for total, p in zip(totals, parameters, strict=True)
     ]
 
 

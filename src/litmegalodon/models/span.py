@@ -10,7 +10,7 @@ state are numbered 0 (what the row began with) and 1 to P (what each process's t
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Span:
         if row % size:
             raise ValueError(f"rows of {row} tokens can't be shared by {size} processes equally")
         self._exchange = exchange
-        self._kept: dict[str, Tensor] | None = None
+        self._kept: dict[str, Any] | None = None
         self.rank, self.size, self.length = exchange.rank, size, row // size
         parts = resets.unflatten(1, (size, -1))  # B x P x l
         since = torch.arange(self.length, 0, -1, device=resets.device)
@@ -71,7 +71,8 @@ class Span:
     def once(self) -> "Span":
         """The same span for a block that is computed again in the backward pass.
 
-        What it has gathered is kept, and not gathered a second time.
+        What it has gathered is not gathered a second time. Statistics are kept as they came; of
+        CEMA's states, which are larger, what they were merged to.
         """
         span = object.__new__(Span)
         span.__dict__ |= self.__dict__
@@ -84,14 +85,18 @@ class Span:
         if kept is None:
             return self._exchange.start(local)
         if name in kept:
+            again = kept[name]
+            if again is None:
+                # Not looked at any more.
+                again = local.new_zeros(()).expand(self.size, *local.shape)
             # As differentiable as the first time, so that as much is saved for the backward pass.
-            again = kept[name].detach().requires_grad_(local.requires_grad)
+            again = again.detach().requires_grad_(local.requires_grad)
             return lambda: again
         wait = self._exchange.start(local)
 
         def finish() -> Tensor:
             gathered = wait()
-            kept[name] = gathered.detach()
+            kept[name] = None if name == "cema" else gathered.detach()
             return gathered
 
         return finish
@@ -124,19 +129,28 @@ class Span:
             state: h before the row, [B, D, N, 2]; zero by default.
             coefficients: alpha, delta, theta, gamma of CEMA.
         """
-        if state is None:
-            state = torch.zeros_like(gathered[0])
-        ends = torch.cat([state[None].to(gathered.dtype), gathered])
+        dtype = gathered.dtype
+        sources = torch.arange(self.size + 1, device=gathered.device)
+        known = (self._kept or {}).get("cema states")
+        if known is None:
+            before = torch.zeros_like(gathered[0]) if state is None else state.to(dtype)
+            ends = torch.cat([before[None], gathered])
+        else:
+            ends = gathered[:1].expand(self.size + 1, *gathered.shape[1:])
 
-        def at(place: int) -> Tensor:
-            sources = torch.arange(self.size + 1, device=ends.device)
+        def at(place: int, known: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
             distances = (place - sources) * self.length
-            h = cema_merge(ends, self._reach(place), distances, *coefficients)
-            return h.to(ends.dtype)
+            return cema_merge(ends, self._reach(place), distances, *coefficients, known)
 
-        entering = at(self.rank)
-        with torch.no_grad():
-            return entering, at(self.size)
+        entering, slope = at(self.rank, known and known[:2])
+        if known is None:
+            with torch.no_grad():
+                after = at(self.size)[0].to(dtype)
+            if self._kept is not None:
+                self._kept["cema states"] = (entering.detach(), slope, after)
+        else:
+            after = known[2]
+        return entering.to(dtype), after
 
     def _reach(self, place: int) -> Tensor:
         """Which sources' last document is still open where stretch `place` begins: [P+1, B]."""

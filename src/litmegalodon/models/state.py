@@ -51,7 +51,7 @@ class MegalodonState:
     ) -> "MegalodonState":
         """The state of a model that has read nothing, its next token standing at `position`."""
         heads = config.num_heads
-        offset = position % config.chunk_size
+        offset = position % config.attention_chunk
 
         def layer() -> LayerState:
             wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -28,14 +28,14 @@ def resolve(
     replicate_size: int,
     data_parallel_size: int,
     chunk_parallel_size: int,
-    chunk_size: int,
+    chunk_size: int | None,
     lengths: Mapping[str, int],
 ) -> Degrees:
     """The mesh that degrees ask for; a degree of -1 is what the others leave.
 
     Args:
         world_size: number of processes.
-        chunk_size: tokens that attention sees at once.
+        chunk_size: tokens that attention sees at once; None: whole rows, which are not shared.
         lengths: tokens in a row, by the setting that says so; each process's stretch of it must be
             whole chunks.
 
@@ -52,6 +52,11 @@ def resolve(
         reason = f"they do not make up {world_size} processes"
     else:
         degrees = Degrees(*(world_size // known if d == -1 else d for d in asked))
+        if chunk_size is None and degrees.chunk > 1:
+            raise ValueError(
+                f"trainer.strategy.chunk_parallel_size={chunk_parallel_size}: a model without "
+                "model.config.chunk_size attends to whole rows, which processes can't share; set 1"
+            )
         short = [name for name in lengths if not _shares(lengths[name], degrees.chunk, chunk_size)]
         if not short:
             return degrees
@@ -68,12 +73,14 @@ def resolve(
     )
 
 
-def _shares(length: int, chunk_parallel_size: int, chunk_size: int) -> bool:
-    return chunk_parallel_size == 1 or length % (chunk_parallel_size * chunk_size) == 0
+def _shares(length: int, chunk_parallel_size: int, chunk_size: int | None) -> bool:
+    if chunk_parallel_size == 1 or chunk_size is None:
+        return chunk_parallel_size == 1
+    return length % (chunk_parallel_size * chunk_size) == 0
 
 
 def _nearest(
-    asked: Degrees, world_size: int, chunk_size: int, lengths: Mapping[str, int]
+    asked: Degrees, world_size: int, chunk_size: int | None, lengths: Mapping[str, int]
 ) -> Degrees:
     """The mesh that works and differs least, by factors, from the degrees that were asked for."""
     divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]

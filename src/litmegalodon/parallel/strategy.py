@@ -1,7 +1,7 @@
 """The Lightning strategy of every run, from one process to many: FSDP2, sharded checkpoints."""
 
-import shutil
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -10,24 +10,37 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
 from litmegalodon.models.span import Span
+from litmegalodon.parallel.checkpoint_storage import remove
+from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
 from litmegalodon.parallel.exchange import ChunkGroup
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.parallel.parallelize import build_mesh
-from litmegalodon.utils.checkpoint_files import damaged_is_refused, read_meta
-
-PARTIAL, DOOMED = ".partial", ".deleted"
+from litmegalodon.utils.checkpoint_files import (
+    damaged_is_refused,
+    read_meta,
+    read_state,
+    refuse_damaged,
+)
+from litmegalodon.utils.checkpoint_manifest import damaged_file
+from litmegalodon.utils.checkpoints import META, is_complete, older
 
 
 class ChunkParallelStrategy(ModelParallelStrategy):
     """Sharded parameters over all processes, which read different rows or share them.
 
-    A checkpoint is a directory that is complete or absent: it is written under another name and
-    renamed at the end, and renamed before it is deleted.
+    A checkpoint is a directory that is complete or absent: see `checkpoint_writing`.
 
     Args:
         chunk_parallel_size: processes that share each row, a stretch of whole chunks to each.
@@ -35,6 +48,9 @@ class ChunkParallelStrategy(ModelParallelStrategy):
             as many as there are.
         replicate_size: copies of all that, to gather parameters from near processes only.
         timeout_minutes: how long a process waits for another one before the run is given up.
+        async_save: training goes on while a checkpoint is written, which takes memory for a copy.
+        failed_saves: so many saves in a row may fail before the run ends.
+        bf16_parameters: gather the matrices of linear layers in bfloat16; see `parallelize`.
     """
 
     def __init__(
@@ -43,9 +59,18 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         data_parallel_size: int = -1,
         replicate_size: int = 1,
         timeout_minutes: float = 30.0,
+        async_save: bool = True,
+        failed_saves: int = 2,
+        bf16_parameters: bool = False,
     ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.bf16_parameters = bf16_parameters
         self._asked = (replicate_size, data_parallel_size, chunk_parallel_size)
+        self._async_save, self._failed_saves = async_save, failed_saves
+        self._writer: CheckpointWriter | None = None
+        self._then: dict[str, Callable[[Path], None]] = {}
+        # Where the checkpoint to load is damaged, an older one beside it will do.
+        self.may_be_older = False
 
     def setup_environment(self) -> None:
         """Start the process group and lay the processes out as a mesh.
@@ -96,61 +121,151 @@ class ChunkParallelStrategy(ModelParallelStrategy):
             for module in modules:
                 module.set_requires_gradient_sync(True, recurse=False)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Make a step, after which a checkpoint is another one than before it."""
+        if self._writer is not None:
+            self._writer.changed()
+        return super().optimizer_step(*args, **kwargs)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The model's tensors where they are: who saves them copies them."""
+        return get_model_state_dict(self.model)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's tensors where they are."""
+        return get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer))
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint directory; it appears under its name only once it is whole."""
+        """Write a checkpoint directory; it appears under its name only once it is whole.
+
+        While training runs, `async_save` lets it go on as soon as the tensors are copied.
+
+        Raises:
+            SaveError: more saves in a row than may have failed.
+        """
         path = Path(self.broadcast(filepath))
-        partial = path.with_name(path.name + PARTIAL)
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        for i, optimizer in enumerate(checkpoint.pop("optimizer_states", [])):
+            state[f"optimizer_{i}"] = optimizer
+        rest = io.BytesIO()
         if self.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.barrier()
-        with interrupts_as_themselves():
-            super().save_checkpoint(checkpoint, partial, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            self.remove_checkpoint(path)
-            partial.rename(path)
-        self.barrier()
+            torch.save(checkpoint, rest)
+        trainer = self.lightning_module.trainer
+        training = trainer.state.fn == TrainerFn.FITTING
+        wait = not (training and trainer.state.status == TrainerStatus.RUNNING)
+        then = self._then.pop(str(path), None)
+        self.writer.save(path, state, rest.getvalue(), [then] if then else [], wait)
+        if wait:
+            self.finish_saving()
+
+    def when_saved(self, filepath: str | Path, then: Callable[[Path], None]) -> None:
+        """What the first process does once the checkpoint is complete that is saved next."""
+        self._then[str(Path(filepath))] = then
+
+    def finish_saving(self) -> None:
+        """Wait until all checkpoints are written.
+
+        Raises:
+            SaveError: the last one was not.
+        """
+        if self._writer is not None:
+            self._writer.finish()
+
+    def is_saving(self, filepath: str | Path) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._writer is not None and self._writer.is_writing(Path(filepath))
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Let the checkpoint that is on its way be written, on Ctrl-C too."""
+        if self._writer is not None:
+            self._writer.give_up()
+        super().on_exception(exception)
+
+    def teardown(self) -> None:
+        """Wait for checkpoints on their way, whoever saved them."""
+        self.finish_saving()
+        if self._writer is not None:
+            self._writer.close()
+        super().teardown()
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
         """Delete a checkpoint so that no moment shows a damaged one under its name."""
-        path = Path(filepath)
-        if self.is_global_zero and path.exists():
-            doomed = path.with_name(path.name + DOOMED)
-            shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+        if self.is_global_zero and Path(filepath).exists():
+            remove(Path(filepath))
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load tensors into the model and optimizer in place and return the rest.
 
+        All files are read before anything is used, each by one of the processes.
+
         Raises:
-            ValueError: it is no complete checkpoint, or of a model of another shape.
+            ValueError: it is no complete checkpoint, or damaged, or of a model of another shape.
         """
+        self.writer.wait()
+        self.writer.changed()
         path = Path(self.broadcast(checkpoint_path))
+        check = self.lightning_module.check_checkpoint
+        if not is_complete(path) or damaged_file(path, META) is None:
+            # Before all is read: it may not suit.
+            check(read_meta(path, f"ckpt_path={path}"), path)
+        path = self._undamaged(path)
         setting = f"ckpt_path={path}"
-        self.lightning_module.check_checkpoint(read_meta(path, setting), path)
+        meta = read_meta(path, setting)
+        check(meta, path)
         with damaged_is_refused(setting):
-            return super().load_checkpoint(path, weights_only=True)
+            self._load_tensors(path)
+        return meta
+
+    def _load_tensors(self, path: Path) -> None:
+        # Lightning's own way unpickles a checkpoint's description freely.
+        model = {"state_dict": get_model_state_dict(self.model)}
+        read_state(path, model)
+        self.model.load_state_dict(model["state_dict"])
+        for i, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{i}"
+            state = {name: get_optimizer_state_dict(self.model, optimizer)}
+            read_state(path, state)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[name])
+
+    def damage(self, path: str | Path) -> str | None:
+        """What is wrong with a checkpoint, found by all processes together; None: nothing."""
+        return self.writer.damage(Path(path))
+
+    @property
+    def writer(self) -> CheckpointWriter:
+        """What writes this run's checkpoints; made by all processes together."""
+        if self._writer is None:
+            self._writer = CheckpointWriter(
+                self._async_save, self._failed_saves, self._timeout, self.root_device
+            )
+        return self._writer
+
+    def _undamaged(self, path: Path) -> Path:
+        """The checkpoint, or where `may_be_older` the newest whole one of its folder."""
+        others = self.broadcast(older(path) if self.is_global_zero else [])
+        setting, found = f"ckpt_path={path}", []
+        for candidate in (path, *others):
+            wrong = self.damage(candidate)
+            if wrong is None:
+                break
+            found.append(f"{candidate} is damaged: {wrong}")
+            if not self.may_be_older:
+                refuse_damaged(setting, wrong, *(f"the one before it, {p}" for p in others[:1]))
+        else:
+            raise ValueError(f"{setting}: {'; '.join(found)}; no older one there is whole")
+        for said in found:
+            rank_zero_info(f"{said}; training goes on from {candidate}")
+        return candidate
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:
-    """Tokens in a row of the trainer's data module, by the setting that says so."""
+    """Tokens in the rows that the trainer reads, by the setting of the data that says so."""
     names = ("seq_len", "val_seq_len")
+    if trainer.state.fn != TrainerFn.FITTING:
+        names = names[1:]
     data = trainer.datamodule
     return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
-
-
-@contextmanager
-def interrupts_as_themselves() -> Iterator[None]:
-    """Raise KeyboardInterrupt where torch wraps the one that came amid a checkpoint's writing."""
-    try:
-        yield
-    except CheckpointException as error:
-        # failures: by rank, an exception and where it was raised
-        if any(isinstance(failure[0], KeyboardInterrupt) for failure in error.failures.values()):
-            raise KeyboardInterrupt from error
-        raise

@@ -64,7 +64,7 @@ def at(run: Run, length: int) -> Run:
     chunk = 1
     while length // chunk > run.share.tokens and world % (2 * chunk) == 0:
         chunk *= 2
-    if length % (chunk * run.config.chunk_size):
+    if length % (chunk * run.config.attention_chunk):
         chunk = 1
     degrees = Degrees(run.degrees.replicate, world // chunk, chunk)
     rows = max(1, run.batch_size * run.length // length // degrees.readers) * degrees.readers

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.parallel.mesh import Degrees
@@ -17,6 +18,23 @@ RESERVE = 0.1
 GATHERED = 2
 
 
+class Elements(NamedTuple):
+    """Numbers of a sharded model's elements.
+
+    Attributes:
+        held: by the process that holds most.
+        block, block_bf16: that a process sends where a block is gathered, and those of them that
+            may be sent in bfloat16.
+        root, root_bf16: the same of what is outside of the blocks.
+    """
+
+    held: int
+    block: int
+    block_bf16: int
+    root: int
+    root_bf16: int
+
+
 @dataclass(frozen=True)
 class Run:
     """The settings of a run that decide what it takes.
@@ -27,6 +45,7 @@ class Run:
         length: tokens in a row.
         accumulation: micro-batches in an optimizer step.
         bf16: matrix products in bfloat16.
+        bf16_parameters: the matrices of linear layers gathered in bfloat16.
         triton: operators on a GPU.
         machine: processes of one machine.
         measured: `elements`, as a sharded model has them; by formula without it.
@@ -39,9 +58,10 @@ class Run:
     accumulation: int = 1
     checkpointing: bool = False
     bf16: bool = False
+    bf16_parameters: bool = False
     triton: bool = False
     machine: int = 1
-    measured: tuple[int, int, int] | None = None
+    measured: Elements | None = None
 
     @property
     def processes(self) -> int:
@@ -68,28 +88,39 @@ class Run:
         )
 
     @cached_property
-    def elements(self) -> tuple[int, int, int]:
-        """Elements that the first process holds, and that each sends of a block and of the rest."""
+    def elements(self) -> Elements:
         if self.measured is not None:
             return self.measured
-        block = sizes.shard(sizes.block_shapes(self.config), self.shards)
-        root = sizes.shard(sizes.root_shapes(self.config), self.shards)
-        return self.config.num_layers * block + root, block, root
+        c, shards, halved = self.config, self.shards, self.bf16_parameters
+        block, root = (sizes.shard(f(c), shards) for f in (sizes.block_shapes, sizes.root_shapes))
+        linear, head = (
+            sizes.shard(f(c), shards) if halved else 0
+            for f in (sizes.linear_shapes, sizes.head_shapes)
+        )
+        return Elements(c.num_layers * block + root, block, linear, root, head)
+
+    @property
+    def _gathered(self) -> tuple[int, int]:
+        """Bytes that a process sends where a block is gathered, and where the rest is."""
+        _, block, block_bf16, root, root_bf16 = self.elements
+        return FLOAT32 * block - 2 * block_bf16, FLOAT32 * root - 2 * root_bf16
 
     # memory
 
     def memory(self) -> dict[str, int]:
         """Bytes of the process that holds most, by what for."""
         config, share = self.config, self.share
-        held, block, root = self.elements
-        gathered = FLOAT32 * self.shards * (root + GATHERED * block)
+        held, block, _, root, _ = self.elements
+        block_bytes, root_bytes = self._gathered
+        gathered = self.shards * (root_bytes + GATHERED * block_bytes)
+        gradients = FLOAT32 * self.shards * (root + GATHERED * block)
         working = sizes.block_working(config, share, self.checkpointing)
         whole = self.accumulation > 1 and FLOAT32 * sizes.parameters(config)
         return {
             "parameters": FLOAT32 * held,
             "gradients": FLOAT32 * held,
             "optimizer": 2 * FLOAT32 * held,
-            "gathered parameters and gradients": 2 * gathered,
+            "gathered parameters and gradients": gathered + gradients,
             # Unreduced until the last micro-batch.
             "gradients of earlier micro-batches": int(whole),
             "activations": sizes.activations(config, share, self.checkpointing),
@@ -109,10 +140,11 @@ class Run:
 
     def traffic(self) -> dict[str, float]:
         """Bytes that a process sends in an optimizer step, by collective, as a ring sends them."""
-        c, (_, block, root) = self.config, self.elements
+        c, (_, block, _, root, _) = self.config, self.elements
         layers, (replicas, _, sharers), shards = c.num_layers, self.degrees, self.shards
         # Blocks are gathered for each pass, the rest stays from the forward pass on.
-        gathered = FLOAT32 * (2 * layers * block + root) * (shards - 1)
+        block_bytes, root_bytes = self._gathered
+        gathered = (2 * layers * block_bytes + root_bytes) * (shards - 1)
         reduced = FLOAT32 * (layers * block + root)
         statistics, states = sizes.message(c, self.share.rows)
         exchanged = (layers * (statistics + states) + statistics) * (sharers - 1)
@@ -123,9 +155,10 @@ class Run:
             "replicas' all-reduce": reduced * _all_reduce(replicas),
             "chunk exchange, forward": self.accumulation * exchanged,
             "chunk exchange, backward": self.accumulation * exchanged,
-            # Each parameter's norm; negative log-likelihood, valid tokens, padding.
+            # Each parameter's norm; negative log-likelihood, valid tokens, padding, who is asked to
+            # stop.
             "norm and counts": FLOAT32 * parameters * _all_reduce(shards)
-            + 3 * FLOAT64 * _all_reduce(self.processes),
+            + 4 * FLOAT64 * _all_reduce(self.processes),
         }
 
     # time
@@ -174,7 +207,7 @@ class Run:
         if world % chunk:
             raise ValueError(f"{world} processes are not groups of {chunk}")
         degrees = Degrees(replicas, world // chunk, chunk)
-        if chunk > 1 and self.length % (chunk * c.chunk_size):
+        if chunk > 1 and self.length % (chunk * c.attention_chunk):
             raise ValueError(
                 f"rows of {self.length:,} tokens are not {chunk} stretches of whole chunks"
             )

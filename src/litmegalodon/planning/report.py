@@ -51,7 +51,7 @@ def alternatives(run: Run) -> tuple[list[Run], list[str]]:
 
     FSDP shards over all of them, so what was measured of one holds for all.
     """
-    most = max(run.degrees.chunk, run.length // run.config.chunk_size)
+    most = max(run.degrees.chunk, run.length // run.config.attention_chunk)
     doubled = {2**i for i in range(most.bit_length()) if 2**i <= run.processes}
     runs, refused = [], []
     for chunk in sorted(doubled | {run.degrees.chunk}):

@@ -8,6 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from litmegalodon.models import MegalodonConfig, ModelConfig
 from litmegalodon.parallel.mesh import Degrees
 from litmegalodon.planning.devices import DEVICES, GIB
 from litmegalodon.planning.plan import Run
@@ -24,12 +25,11 @@ def run_of(cfg: DictConfig, degrees: Degrees, machine: int, triton: bool) -> Run
     """What a configuration's settings ask for, over a mesh, with so many processes a machine.
 
     Raises:
-        ValueError: the model's config can't be.
+        ValueError: the model's config can't be, or it is no Megalodon's.
     """
-    try:
-        config = instantiate(cfg.model.config)
-    except InstantiationException as error:
-        raise cause(error) from None
+    config = _config(cfg)
+    if not isinstance(config, MegalodonConfig):
+        raise ValueError(f"model={config.kind}: plans know the sizes of a Megalodon only")
     return Run(
         config=config,
         degrees=degrees,
@@ -38,6 +38,7 @@ def run_of(cfg: DictConfig, degrees: Degrees, machine: int, triton: bool) -> Run
         accumulation=cfg.trainer.accumulate_grad_batches,
         checkpointing=cfg.model.activation_checkpointing,
         bf16=cfg.trainer.precision == "bf16-mixed",
+        bf16_parameters=bool(cfg.trainer.strategy.get("bf16_parameters")),
         triton=triton,
         machine=machine,
     )
@@ -45,6 +46,8 @@ def run_of(cfg: DictConfig, degrees: Degrees, machine: int, triton: bool) -> Run
 
 def check_memory(cfg: DictConfig, device_memory: int | None = None, machine: int = 0) -> None:
     """Refuse to train what can't be held, before anything is made.
+
+    Of a Megalodon: how much another model holds is not known here, and nothing is refused.
 
     On a CPU the processes of a machine share its memory; whether there is a GPU is guessed from
     its driver, and how much memory it has is known once torch is imported.
@@ -62,6 +65,8 @@ def check_memory(cfg: DictConfig, device_memory: int | None = None, machine: int
     kind = cfg.trainer.accelerator
     on_cpu = kind == "cpu" or (kind == "auto" and not any(map(os.path.exists, GPU_DRIVERS)))
     if device_memory is None and not on_cpu:
+        return
+    if not isinstance(_config(cfg), MegalodonConfig):
         return
     strategy = cfg.trainer.strategy
     replicas, chunk = (strategy.get(name, 1) for name in ("replicate_size", "chunk_parallel_size"))
@@ -116,6 +121,13 @@ def machine_memory() -> int:
         if path.is_file() and (text := path.read_text().strip()).isdigit():
             least = min(least, int(text))
     return least
+
+
+def _config(cfg: DictConfig) -> ModelConfig:
+    try:
+        return instantiate(cfg.model.config)
+    except InstantiationException as error:
+        raise cause(error) from None
 
 
 def _experiment() -> str:

@@ -13,20 +13,20 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from litmegalodon.models import Megalodon, MegalodonConfig
 from litmegalodon.parallel.mesh import Degrees
-from litmegalodon.parallel.parallelize import build_mesh, parallelize
+from litmegalodon.parallel.parallelize import build_mesh, in_bf16, parallelize
+from litmegalodon.planning.plan import Elements
 
 
-def elements(config: MegalodonConfig, degrees: Degrees) -> tuple[int, int, int]:
-    """Elements that the first process holds of a model sharded over a mesh, and that each process
-    sends where a block and where the rest is gathered. No memory is taken: the model is on the meta
-    device, the processes are pretended.
+def elements(config: MegalodonConfig, degrees: Degrees, bf16_parameters: bool = False) -> Elements:
+    """What the first process holds of a model sharded over a mesh, and what each process sends. No
+    memory is taken: the model is on the meta device, the processes are pretended.
     """
     with pretended(degrees.readers * degrees.chunk):
         with torch.device("meta"):
             model = Megalodon(config)
-        parallelize(model, build_mesh("cpu", degrees))
+        parallelize(model, build_mesh("cpu", degrees), bf16_parameters)
         held = sum(p.to_local().numel() for p in model.parameters())
-        return held, _sent(model.layers[0]), _sent(model)
+        return Elements(held, *_sent(model.layers[0]), *_sent(model))
 
 
 @contextmanager
@@ -41,11 +41,16 @@ def pretended(processes: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _sent(module: nn.Module) -> int:
-    """Elements that a process sends of a module's own group of parameters, padding included."""
+def _sent(module: nn.Module) -> tuple[int, int]:
+    """Elements that a process sends of a module's own group of parameters, padding included, and
+    how many of them in bfloat16.
+    """
     assert isinstance(module, FSDPModule)
-    state = module._get_fsdp_state()
-    if (state._mp_policy.param_dtype, state._mp_policy.reduce_dtype) != (None, None):
-        raise RuntimeError("parameters are not gathered as they are, and plans count float32")
-    parameters = state._fsdp_param_group.fsdp_params
-    return sum(p.padded_sharded_param_size.numel() for p in parameters)
+    group = module._get_fsdp_state()._fsdp_param_group
+    sizes = {p: p.padded_sharded_param_size.numel() for p in group.fsdp_params}
+    halved = 0
+    if group.mp_policy.param_dtype == torch.bfloat16:
+        halved = sum(size for p, size in sizes.items() if in_bf16(p))
+    elif group.mp_policy.param_dtype is not None:
+        raise RuntimeError("parameters are gathered in a dtype that plans do not know")
+    return sum(sizes.values()), halved

@@ -24,21 +24,50 @@ Shapes = list[tuple[int, ...]]
 def block_shapes(config: MegalodonConfig) -> Shapes:
     """Of a block's parameters."""
     c = config
-    dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
-    order = c.cema_ndim
-    norms = [(dim,)] * (2 + 3 * c.norm_affine)
-    cema = [(dim, order, 1)] * 2 + [(dim, 1, 1), (dim, order, 2), (dim, 1)]
-    matrices = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
+    dim, z, value, order = c.model_dim, c.z_dim, c.value_dim, c.cema_ndim
+    norms = [(dim,)] * (_norm_vectors(c) + 3 * c.norm_affine)
+    cema = [(dim, order, 1)] * 2 + [(dim, 1)]
+    cema += [(dim, order, 1)] if c.ema == "real" else [(dim, 1, 1), (dim, order, 2)]
     biases = [(value,), (z,), (value,), (dim,)]
-    feed_forward = [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu + [(dim,)] * c.rescale_nffn
-    return norms + cema + matrices + biases + [(2, z)] * 2 + feed_forward
+    return norms + cema + linear_shapes(c) + biases + [(2, z)] * 2 + [(dim,)] * c.rescale_nffn
+
+
+def linear_shapes(config: MegalodonConfig) -> Shapes:
+    """Of a block's matrices."""
+    c = config
+    dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
+    attention = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
+    return attention + [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu
+
+
+def head_shapes(config: MegalodonConfig) -> Shapes:
+    """Of the output matrix, where it is not the embedding too."""
+    return [] if config.share_emb else [(config.num_outputs, config.model_dim)]
 
 
 def root_shapes(config: MegalodonConfig) -> Shapes:
     """Of the parameters outside the blocks: embedding, final norm, output matrix."""
     dim = config.model_dim
-    head = [] if config.share_emb else [(config.num_outputs, dim)]
-    return [(config.vocab_size, dim), (dim,), (dim,), *head]
+    return [(config.vocab_size, dim), *[(dim,)] * _norm_vectors(config), *head_shapes(config)]
+
+
+def _norm_vectors(config: MegalodonConfig) -> int:
+    """Weight and bias of the norm that stands for TimestepNorm."""
+    return 1 if config.norm == "rms" else 2
+
+
+def _statistics(config: MegalodonConfig) -> int:
+    """Numbers that a norm remembers of a row: means and variances."""
+    return 2 * config.norm_num_groups if config.norm == "timestep" else 0
+
+
+def _norm_saved(config: MegalodonConfig, share: "Share") -> int:
+    """What a norm saves of a token beside its input and its output."""
+    if config.norm == "timestep":
+        groups = 2 * FLOAT32 if share.triton else 6 * FLOAT64
+        return groups * (config.norm_num_groups + (not share.triton))
+    # Mean and deviation; what is normalised by its root is kept too.
+    return 2 * FLOAT32 + (FLOAT32 * config.model_dim if config.norm == "rms" else 0)
 
 
 def numel(shapes: Shapes) -> int:
@@ -89,21 +118,23 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
     stream = s.residual * dim  # a token's input, T, CEMA's output or Y
     products = s.product * (dim + z + value + value)  # M, Z, V before silu, gate
     feed_forward = s.product * c.ffn_hidden_dim * (1 + c.swiglu)
-    if s.triton:
-        norm = 2 * FLOAT32 * c.norm_num_groups
+    norm = _norm_saved(c, s)
+    if s.triton and c.chunk_size is not None:
         attention = s.product * (2 * z + value + value) + FLOAT32 * c.num_heads  # q, k, V, A
-        cema, fixed = FLOAT32 * dim * states / CEMA_SEGMENT, 0
-        if s.sharers > 1:
-            # What a stretch leaves is told by the same kernels, which save the same again.
-            norm, cema = 2 * norm, 2 * cema
     else:
-        norm = 6 * FLOAT64 * (c.norm_num_groups + 1)
         # The softmax's weights: tiles of rows by the keys up to their end.
-        chunk = min(c.chunk_size, s.length)
+        chunk = min(c.attention_chunk, s.length)
         rows = min(ATTENTION_ROWS, chunk)
         weights = s.product * c.num_heads * (chunk + rows) // 2
         # Queries and keys in float32; V once more where heads are put first; A.
         attention = 2 * FLOAT32 * z + weights + s.product * value * 2
+    if s.triton:
+        cema, fixed = FLOAT32 * dim * states / CEMA_SEGMENT, 0
+        if s.sharers > 1:
+            # What a stretch leaves is told by the same kernels, which save the same again.
+            cema *= 2
+            norm *= 2 if c.norm == "timestep" else 1
+    else:
         block = min(CEMA_BLOCK, s.length)
         cema = FLOAT32 * dim * states / block
         # CEMA's matrices: taps, ends, outs, powers.
@@ -115,11 +146,10 @@ def block_activations(config: MegalodonConfig, share: Share) -> int:
             fixed += 4 * FLOAT32 * dim * block * states
     fixed += 8 * FLOAT64 * dim * c.cema_ndim  # coefficients
     if s.sharers > 1:
-        # What was gathered and merged: of each process h and statistics, in float64 too.
-        gathered = s.rows * (dim * states + 2 * c.norm_num_groups) * (s.sharers + 1)
-        fixed += gathered * (FLOAT32 + FLOAT64)
-        # q^l to each of them, with what it was computed from.
-        fixed += (s.sharers + 1) * dim * c.cema_ndim * 8 * FLOAT64
+        # What was gathered and merged: of each process its statistics, in float64 too, and the
+        # derivative of h towards log q.
+        statistics = s.rows * _statistics(c) * (s.sharers + 1)
+        fixed += statistics * (FLOAT32 + FLOAT64) + s.rows * FLOAT64 * dim * states
     # Dropout's masks, a byte an element.
     masks = (dim + value + c.ffn_hidden_dim) * (c.hidden_dropout > 0) + 2 * dim * (c.dropout > 0)
     per_token = 4 * stream + products + norm + cema + attention + feed_forward + masks
@@ -136,10 +166,11 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
     if checkpointing:
         block = s.tokens * s.residual * c.model_dim
         if s.sharers > 1:
-            gathered = s.rows * s.sharers * (2 * c.model_dim * c.cema_ndim + 2 * c.norm_num_groups)
-            block += FLOAT32 * gathered
-    groups = 2 * FLOAT32 if s.triton else 6 * FLOAT64
-    final = s.tokens * (s.residual * c.model_dim + groups * (c.norm_num_groups + 1))
+            # Statistics of all, and of CEMA's states what they were merged to: h before and after,
+            # and its derivative.
+            block += s.rows * FLOAT32 * s.sharers * _statistics(c)
+            block += s.rows * (2 * FLOAT64 + FLOAT32) * 2 * c.model_dim * c.cema_ndim
+    final = s.tokens * (s.residual * c.model_dim + _norm_saved(c, s))
     # Of the embeddings' dropout: a mask, on a CPU the numbers drawn and what they multiply.
     mask = 1 if s.triton else 2 * s.residual
     dropout = s.tokens * c.model_dim * mask * (c.dropout > 0)
@@ -149,13 +180,12 @@ def activations(config: MegalodonConfig, share: Share, checkpointing: bool) -> i
 def loss_saved(config: MegalodonConfig, share: Share) -> int:
     """What the loss saves: the final norm's output, and log-probabilities where they are few."""
     c, s = config, share
-    if s.tokens * c.num_outputs > MAX_LOGITS:
-        # Autocast does not reach the loss in pieces.
-        return s.tokens * s.residual * c.model_dim
-    saved = s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs)
+    matrix = 0
     if s.product != s.residual:
-        saved += s.product * c.num_outputs * c.model_dim  # the matrix, cast
-    return saved
+        matrix = s.product * c.num_outputs * c.model_dim  # cast
+    if s.tokens * c.num_outputs > MAX_LOGITS:
+        return s.tokens * s.product * c.model_dim + matrix
+    return s.tokens * (s.product * c.model_dim + FLOAT32 * c.num_outputs) + matrix
 
 
 def loss_working(config: MegalodonConfig, share: Share) -> int:
@@ -170,10 +200,13 @@ def loss_working(config: MegalodonConfig, share: Share) -> int:
 
 def block_working(config: MegalodonConfig, share: Share, checkpointing: bool) -> int:
     """What a block takes for the moment in its backward pass: gradients, half the size of what it
-    saves (an estimate), and with checkpointing that again.
+    saves (an estimate), and with checkpointing that again; of rows that are shared all processes'
+    states, as gathered and with that before the row, or their gradients.
     """
-    saved = block_activations(config, share)
-    return saved // 2 + (saved if checkpointing else 0)
+    c, s = config, share
+    saved = block_activations(c, s)
+    gathered = 2 * s.rows * (s.sharers + 1) * FLOAT32 * 2 * c.model_dim * c.cema_ndim
+    return saved // 2 + saved * checkpointing + gathered * (s.sharers > 1)
 
 
 def forward_flops(config: MegalodonConfig, length: int) -> float:
@@ -183,7 +216,7 @@ def forward_flops(config: MegalodonConfig, length: int) -> float:
     """
     c = config
     matrices = numel([shape for shape in block_shapes(c) if len(shape) == 2 and min(shape) > 2])
-    keys = (min(c.chunk_size, length) + 1) / 2
+    keys = (min(c.attention_chunk, length) + 1) / 2
     attention = keys * (c.z_dim + c.value_dim)
     # h = q h + p x, y = Re(g h): 8 and 4 operations a state.
     cema = 12 * c.model_dim * c.cema_ndim
@@ -201,5 +234,5 @@ def step_flops(config: MegalodonConfig, length: int, checkpointing: bool) -> tup
 
 def message(config: MegalodonConfig, rows: int) -> tuple[int, int]:
     """What a process sends of its rows' states in a layer: TimestepNorm's, and CEMA's."""
-    statistics = rows * FLOAT32 * 2 * config.norm_num_groups
+    statistics = rows * FLOAT32 * _statistics(config)
     return statistics, rows * FLOAT32 * 2 * config.model_dim * config.cema_ndim

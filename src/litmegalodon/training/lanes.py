@@ -57,6 +57,20 @@ class LaneMemory(nn.Module):
             # Replaced, not overwritten: the backward pass still needs the old one.
             setattr(self, _buffer(name), self.shard(named[name].detach()))
 
+    def mend(self) -> None:
+        """Make rows whose memory is not finite those of having read nothing; no other row changes.
+
+        Their documents are read on without their beginnings.
+        """
+        kept, fresh = self.state().tensors(), self._fresh.tensors()
+        rows = [kept[name].flatten(1) for name in self._names if kept[name].dim() > 1]
+        # [b, 1], of all layers and statistics
+        sound = torch.cat([row.isfinite().all(1, keepdim=True) for row in rows], 1).all(1)
+        for name in self._names:
+            shape = (-1,) + (1,) * (kept[name].dim() - 1)
+            mended = torch.where(sound.view(shape), kept[name], fresh[name])
+            setattr(self, _buffer(name), self.shard(mended))
+
 
 def _buffer(name: str) -> str:
     return name.replace(".", "_")

@@ -31,6 +31,6 @@ class TokenLoss(Metric):
         return self.nll / self.tokens
 
 
-def bits_per_byte(nats_per_token: Tensor, tokens_per_byte: float) -> Tensor:
+def bits_per_byte(nats_per_token: Tensor | float, tokens_per_byte: float) -> Tensor | float:
     """The loss in bits a byte of text; the bytes pay for the end-of-document tokens too."""
     return nats_per_token / math.log(2) * tokens_per_byte

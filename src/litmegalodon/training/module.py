@@ -1,4 +1,4 @@
-"""A Megalodon as Lightning trains and validates it."""
+"""A language model as Lightning trains and validates it."""
 
 import hashlib
 import time
@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -17,30 +16,39 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from litmegalodon.data.packing import check_cutting
 from litmegalodon.data.slots import Batch
-from litmegalodon.models.config import MegalodonConfig
-from litmegalodon.models.megalodon import Megalodon
+from litmegalodon.models import ModelConfig
+from litmegalodon.models.language_model import LanguageModel
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.training.lanes import LaneMemory
 from litmegalodon.training.metrics import TokenLoss, bits_per_byte
-from litmegalodon.utils.checkpoint_files import check_same_model, damaged_is_refused, read_meta
+from litmegalodon.utils.checkpoint_files import (
+    check_same_model,
+    damaged_is_refused,
+    read_meta,
+    read_state,
+    refuse_damaged,
+)
+from litmegalodon.utils.checkpoint_manifest import damage
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."
 
 
 class MegalodonModule(lightning.LightningModule):
-    """The network with its loss, optimizer, schedule and metrics.
+    """A network with its loss, optimizer, schedule and metrics.
 
     A step's loss is all negative log-likelihoods over all valid tokens, of every rank and
-    micro-batch. Logged after each optimizer step: train/loss, train/grad_norm (before clipping),
-    train/lr, tokens (trained on so far, all ranks), tokens_per_second, data/utilisation (share of
-    positions that hold a token of a document), data/left_out (places of the source that gave no
-    document, where it is read as it comes); at a validation: val/loss,
-    val/bpb, val/ppl. Lanes carry the model's state from batch to batch, its gradient cut there.
+    micro-batch. Logged after each optimizer step: train/loss, train/bpb (by the bytes a token of
+    the held-out text), train/grad_norm (before clipping), train/lr, tokens (trained on so far, all
+    ranks), tokens_per_second, data/utilisation (share of positions that hold a token of a
+    document), data/left_out (places of the source that gave no document, where it is read as it
+    comes); at a validation: val/loss, val/bpb, val/ppl. Lanes carry the model's state from batch to
+    batch, its gradient cut there.
 
     Args:
-        config: the network's sizes.
+        config: the network's sizes, which make it.
         optimizer: makes the optimizer from (name, parameter) pairs.
         scheduler: makes the schedule from the optimizer.
         compile: torch.compile each block.
@@ -53,7 +61,7 @@ class MegalodonModule(lightning.LightningModule):
 
     def __init__(
         self,
-        config: MegalodonConfig,
+        config: ModelConfig,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
         compile: bool = False,
@@ -69,17 +77,25 @@ class MegalodonModule(lightning.LightningModule):
         # In the checkpoint, for whoever loads it; the loggers get the whole composed config.
         self.save_hyperparameters({"config": config.to_dict(), "resume": {}}, logger=False)
         with torch.device("meta"):
-            self.model = Megalodon(config, impl)
+            self.model: LanguageModel = config.build(impl)
         for block in self.model.layers:
             block.activation_checkpointing = activation_checkpointing
         self.val_loss = TokenLoss()
         self.lanes: LaneMemory | None = None
         # Takes the place of the test: anything with read(model, batch) and results(is_main).
         self.examiner: nn.Module | None = None
+        # Decides whether a step is made: anything with admits(loss, norm, own_loss) and counts().
+        self.guard: Any = None
+        # Called with the state after a batch, where one wants to see it.
+        self.watch: Callable[[Any], None] | None = None
         # Sums of the current step over its micro-batches: negative log-likelihood, valid tokens,
         # padding.
         self._step_sums: Tensor | None = None
         self._last_batch: Batch | None = None
+        # What this process was asked, above zero to stop, and whether any was when the last step
+        # was made; see callbacks.Interruptions.
+        self.asked_to_stop, self.any_asked_to_stop = 0, False
+        self._tokens_per_byte: float | None = None
         # Tokens trained on, over all ranks: in the steps made, and in the one being made.
         self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
@@ -92,7 +108,8 @@ class MegalodonModule(lightning.LightningModule):
             for block in self.model.layers:
                 block.compile()
         if self.device_mesh is not None:
-            parallelize(self.model, self.device_mesh)
+            halved = getattr(self.trainer.strategy, "bf16_parameters", False)
+            parallelize(self.model, self.device_mesh, halved)
         device = self.device if self._trainer is None else self.trainer.strategy.root_device
         self.model.to_empty(device=device)
         self.model.initialise(self.seed)
@@ -100,6 +117,7 @@ class MegalodonModule(lightning.LightningModule):
         if getattr(data, "carries_state", False) and self.trainer.state.fn == TrainerFn.FITTING:
             share = self.trainer.strategy.distributed_sampler_kwargs["num_replicas"]
             rows = data.batch_size // share
+            check_cutting("lanes", data.seq_len, self.config.chunk_size)
             self.lanes = LaneMemory(
                 self.config, rows, device, lambda value: shard_rows(value, self.device_mesh)
             )
@@ -119,6 +137,10 @@ class MegalodonModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
+        # How many bytes a batch has is not known: as many a token as the held-out text.
+        data = self.trainer.datamodule
+        if data is not None and getattr(data, "val_bytes", 0):
+            self._tokens_per_byte = data.val_targets / data.val_bytes
         self._clock = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -132,6 +154,8 @@ class MegalodonModule(lightning.LightningModule):
         )
         if self.lanes is not None:
             self.lanes.keep(state)
+        if self.watch is not None:
+            self.watch(state)
         padding = batch["padding"].to(nll.device)
         sums = torch.stack([nll.detach().double(), valid.double(), padding.double()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
@@ -172,8 +196,11 @@ class MegalodonModule(lightning.LightningModule):
             raise ValueError(
                 f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only norm is supported"
             )
-        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
-        nll, valid, padding = sums.tolist()
+        own = self._step_sums
+        # One reduction, whose sum may be made in place: a word about stopping goes with it.
+        sums = torch.cat([own, own.new_tensor([self.asked_to_stop])])
+        nll, valid, padding, asked = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        self.any_asked_to_stop = asked > 0
         self._step_sums = None
         # FSDP has averaged over the ranks and Lightning over the micro-batches.
         averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -183,15 +210,32 @@ class MegalodonModule(lightning.LightningModule):
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
         if gradient_clip_val is not None:
             scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
-        shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-        torch._foreach_mul_(shards, scale)
-        self.log("train/loss", nll / max(valid, 1), prog_bar=True)
+        loss = nll / max(valid, 1)
+        if self._admits(loss, norm, own):
+            shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+            torch._foreach_mul_(shards, scale)
+        else:
+            # torch's optimizers leave a parameter without a gradient alone, and its moments.
+            self.zero_grad(set_to_none=True)
+            if self.lanes is not None:
+                self.lanes.mend()
+        self.log("train/loss", loss, prog_bar=True)
+        if self._tokens_per_byte is not None:
+            self.log("train/bpb", bits_per_byte(loss, self._tokens_per_byte))
         self.log("train/grad_norm", norm)
         self.log("data/utilisation", 1.0 - padding / self._step_tokens)
         self._step_tokens -= int(padding)
         if (left_out := self._last_batch.get("left_out")) is not None:
             left_out = left_out.to(norm.device, torch.float64)
             self.log("data/left_out", self.trainer.strategy.reduce(left_out, reduce_op="sum"))
+
+    def _admits(self, loss: float, norm: Tensor, own_sums: Tensor) -> bool:
+        """Whether the guard lets the step be made; its word is the same on all ranks."""
+        if self.guard is None:
+            return True
+        admitted = self.guard.admits(loss, float(norm), float(own_sums[0]))
+        self.log_dict(self.guard.counts())
+        return admitted
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         batch, span = self.trainer.strategy.share(batch)
@@ -283,11 +327,15 @@ class MegalodonModule(lightning.LightningModule):
         data = None if self._trainer is None else self.trainer.datamodule
         if data is not None and (trained_on := meta.get(type(data).__qualname__)):
             data.check_tokenizer(trained_on, setting)
+        with damaged_is_refused(setting):
+            alone = self._trainer is None
+            wrong = damage(Path(path)) if alone else self.trainer.strategy.damage(path)
+        refuse_damaged(setting, wrong)
         # Not what the other run remembered of its lanes.
         ours = get_model_state_dict(self)
         weights = {"state_dict": {n: ours[n] for n in ours if n.startswith(MODEL)}}
         with damaged_is_refused(setting):
-            dcp.load(weights, checkpoint_id=Path(path))
+            read_state(path, weights)
         self.model.load_state_dict(
             {name.removeprefix(MODEL): value for name, value in weights["state_dict"].items()}
         )

@@ -1,15 +1,36 @@
 """Which checkpoint a setting means."""
 
+import sys
 from pathlib import Path
 
-# A checkpoint is a folder that holds both; the one written last makes it complete.
+from litmegalodon.utils.checkpoint_manifest import read_manifest, wrong_size
+from litmegalodon.utils.command_line import is_main_process
+
+# A checkpoint is a folder that holds both.
 META = "meta.pt"
 FILES = (".metadata", META)
+# What is added to its name while it is written, and while it is deleted.
+PARTIAL, DOOMED = ".partial", ".deleted"
 
 
 def is_complete(path: str | Path) -> bool:
     """Whether a path is a checkpoint that was written to its end."""
     return all((Path(path) / name).is_file() for name in FILES)
+
+
+def written(path: Path) -> int:
+    """When a complete checkpoint was finished, in ns since 1970."""
+    try:
+        manifest = read_manifest(path)
+    except ValueError:
+        manifest = None
+    return manifest["written"] if manifest else (path / META).stat().st_mtime_ns
+
+
+def by_age(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
+    """The complete checkpoints below a folder, the one finished last first."""
+    found = [path for path in folder.rglob(pattern) if is_complete(path)]
+    return sorted(found, key=written, reverse=True)
 
 
 def is_export(path: str | Path) -> bool:
@@ -22,20 +43,35 @@ def is_export(path: str | Path) -> bool:
 
 
 def newest(folder: Path) -> Path | None:
-    """The complete checkpoint below a folder that was finished last, None where there is none."""
-    found = [path for path in folder.rglob("*.ckpt") if is_complete(path)]
-    return max(found, key=lambda path: (path / META).stat().st_mtime_ns, default=None)
+    """The checkpoint below a folder that was finished last, None where there is none.
+
+    One of which a file is missing or cut short is left out, and that is said.
+    """
+    for path in by_age(folder):
+        if (wrong := wrong_size(path)) is None:
+            return path
+        if is_main_process():
+            print(f"{path} is damaged: {wrong}; an older one is looked for", file=sys.stderr)
+    return None
+
+
+def older(path: Path) -> list[Path]:
+    """The whole checkpoints beside one that were finished before it, the newest of them first."""
+    age = written(path)
+    return [p for p in by_age(path.parent) if written(p) < age and wrong_size(p) is None]
 
 
 def find(
     name: str, value: str, task_dir: Path, run_dir: Path | None = None, exports: bool = False
-) -> Path:
+) -> Path | None:
     """The checkpoint that a setting's value means.
 
     Args:
         name: the setting, for messages.
         value: a checkpoint, a run's folder (its newest one), or `last`: the newest one of the
-            run's own folder where it holds any, else of the task's.
+            run's own folder where it holds any, else of the task's. `auto`, of a run that is
+            started by the same command again and again: the newest one of its own folder, None as
+            long as there is none.
         exports: whether the folder of an export may be meant.
 
     Raises:
@@ -46,6 +82,8 @@ def find(
         if path is None:
             raise ValueError(f"{name}=last: there is no complete checkpoint under {task_dir} yet")
         return path
+    if value == "auto" and run_dir is not None:
+        return newest(run_dir)
     path = Path(value).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"{name}={value}: there is no such file or folder; `last` is the newest")

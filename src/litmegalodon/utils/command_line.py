@@ -48,7 +48,8 @@ def read_env(path: Path) -> None:
             continue
         name, equals, value = line.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise ValueError(f"{path}, line {number}: must be NAME=value, is {line!r}")
+            # The line is not shown: it may hold a key.
+            raise ValueError(f"{path}, line {number}: must be NAME=value; correct the line")
         os.environ.setdefault(name.strip(), re.sub(r"^(['\"])(.*)\1$", r"\2", value.strip()))
 
 

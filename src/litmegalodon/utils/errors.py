@@ -21,14 +21,34 @@ PEER_GONE = re.compile("Connection (closed|reset) by peer|DistNetworkError|DistB
 WORKER_GONE = re.compile(
     r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)", re.DOTALL
 )
+# What torch says where deterministic=true cannot be kept.
+UNDETERMINED = re.compile(r"(?P<what>\S+) does not have a deterministic implementation")
+# What Hydra says of a `_target_` that is not there.
+NO_TARGET = re.compile(r"Error (?:locating|loading) (?:target )?'(?P<target>[^']+)'")
+FULL_KEY = re.compile(r"full_key: (?P<key>\S+)")
 # An error of a worker of the data loader: its message ends with the traceback there.
 IN_WORKER = re.compile(
     r"Caught \w+ in DataLoader worker.*\n(\w+\.)*\w+Error: (?P<text>.*)", re.DOTALL
 )
 
+# Exit code after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 # Hydra prints its own errors over several lines unless this variable is 1: then it raises them.
 VARIABLE = "HYDRA_FULL_ERROR"
 TRACEBACKS_WANTED = os.environ.get(VARIABLE) == "1"
+
+
+class Stopped(BaseException):
+    """A run was asked to stop; what it had is saved, if anything was.
+
+    Args:
+        code: exit code of the process.
+    """
+
+    def __init__(self, reason: str, code: int):
+        super().__init__(reason)
+        self.code = code
 
 
 @contextmanager
@@ -57,7 +77,11 @@ def one_line(tracebacks: bool = False) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Stopped as stopped:
+        if is_main_process():
+            print(f"\n{stopped}", file=sys.stderr, flush=True)
+        sys.exit(stopped.code)
     except Exception as error:
         error = cause(error)
         if tracebacks or TRACEBACKS_WANTED or not is_users(error):
@@ -70,6 +94,9 @@ def one_line(tracebacks: bool = False) -> Iterator[None]:
 def cause(error: BaseException) -> BaseException:
     """The error that a config's object raised, without Hydra's wrapping."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        if NO_TARGET.search(str(error)):
+            # What is wrong is the name of the object: nothing was made that could raise.
+            break
         error = error.__cause__
     return error
 
@@ -78,9 +105,8 @@ def is_users(error: BaseException) -> bool:
     """Whether an error is about settings or files rather than a bug."""
     if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
         return True
-    if isinstance(error, RuntimeError) and (
-        PEER_GONE.search(str(error)) or WORKER_GONE.search(str(error))
-    ):
+    known = (PEER_GONE, WORKER_GONE, UNDETERMINED)
+    if isinstance(error, RuntimeError) and any(p.search(str(error)) for p in known):
         return True
     # Lightning's is known by name: importing it takes seconds.
     return type(error).__name__ == "MisconfigurationException"
@@ -90,16 +116,27 @@ def explain(error: BaseException) -> str:
     """One sentence for an error, Hydra's own ones reworded to name the setting and the fix."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if (group, name) == ("hydra/sweeper", "optuna"):
+            return "hparams_search=optuna: needs pip install 'litmegalodon[optuna]'"
         return f"{group}={name}: there is no such {group}; there are {', '.join(error.options)}"
     if isinstance(error, RuntimeError) and WORKER_GONE.search(str(error)):
         return (
             "data.num_workers: one of the workers was ended, by the system if memory ran out; set"
             " fewer, and go on with ckpt_path=last"
         )
+    if isinstance(error, RuntimeError) and (found := UNDETERMINED.search(str(error))):
+        return (
+            f"deterministic=true: {found['what']} gives other bits from run to run on this device;"
+            " set deterministic=warn to be told of it and go on"
+        )
     if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
         return "another process of this run has ended; what it says is the reason"
     found = IN_WORKER.match(str(error))
     text = " ".join((found["text"] if found else str(error)).split())
+    if isinstance(error, InstantiationException) and (found := NO_TARGET.search(text)):
+        key = FULL_KEY.search(text)
+        name = f"{key['key']}._target_" if key else "_target_"
+        return f"{name}={found['target']}: cannot be imported; name a class or function that can"
     if "Could not override" in text:
         key = text.split("'")[1]
         return f"{key}: there is no such setting; --help lists them, +{key}=... adds one"

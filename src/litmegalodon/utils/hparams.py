@@ -6,16 +6,16 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models import ModelConfig
 
 
-def count_parameters(config: MegalodonConfig) -> dict[str, int]:
+def count_parameters(config: ModelConfig) -> dict[str, int]:
     """Numbers of parameters: total, trainable, and without token embedding and output matrix.
 
     Counted on a model without memory, so that sharding does not matter.
     """
     with torch.device("meta"):
-        model = Megalodon(config)
+        model = config.build()
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     tables = ("embed.weight", "output.output.weight")
     return {

@@ -1,5 +1,6 @@
 """Lightning's objects from a configuration that check_settings has passed."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +12,15 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
+from litmegalodon.training.callbacks.run_ids import RunIds, run_id
+from litmegalodon.utils.checkpoint_files import read_meta
+from litmegalodon.utils.checkpoints import is_complete
 from litmegalodon.utils.errors import cause
-from litmegalodon.utils.printing import tame_lightning
+from litmegalodon.utils.printing import say, tame_lightning
 
 
 def check_device(cfg: DictConfig) -> None:
@@ -61,6 +65,8 @@ def make_trainer(cfg: DictConfig) -> Trainer:
             " set a number of processes"
         )
     callbacks = make_list(cfg.get("callbacks"), "callbacks", Callback)
+    continue_hosted_run(cfg)
+    callbacks.append(RunIds())
     settings: dict[str, Any] = {
         "accelerator": kind,
         "callbacks": callbacks,
@@ -68,12 +74,31 @@ def make_trainer(cfg: DictConfig) -> Trainer:
         "logger": make_list(cfg.get("logger"), "logger", Logger) or False,
         # Where no callback saves checkpoints, Lightning would add one that does.
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "deterministic": cfg.get("deterministic", False),
     }
     if "validate_every" in cfg and "val_check_interval" not in cfg.trainer:
         # Lightning counts micro-batches here.
         steps = min(cfg.validate_every, cfg.trainer.max_steps)
         settings["val_check_interval"] = steps * cfg.trainer.accumulate_grad_batches
     return instantiate(cfg.trainer, **settings)
+
+
+def continue_hosted_run(cfg: DictConfig) -> None:
+    """Let a resumed run continue the Weights & Biases run of its checkpoint.
+
+    An id that is set, in logger.wandb.id or by a sweep's agent in WANDB_RUN_ID, goes first.
+    """
+    node = OmegaConf.select(cfg, "logger.wandb")
+    resumed = cfg.get("train") and cfg.get("ckpt_path")
+    if not resumed or not node or node.get("id") or os.environ.get("WANDB_RUN_ID"):
+        return
+    known = run_id(read_meta(cfg.ckpt_path, f"ckpt_path={cfg.ckpt_path}"))
+    if known is None:
+        return
+    with open_dict(cfg):
+        node.id = known
+        node.resume = "allow"
+    say(f"logger.wandb: goes on with run {known}")
 
 
 def make_list(group: DictConfig | None, name: str, kind: type) -> list[Any]:
@@ -114,4 +139,8 @@ def accelerator(name: str) -> str:
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The checkpoint with the best monitored metric; None where there is none."""
     monitored = [callback for callback in trainer.checkpoint_callbacks if callback.monitor]
-    return (monitored[0].best_model_path or None) if monitored else None
+    path = monitored[0].best_model_path if monitored else ""
+    if not path or is_complete(path):
+        return path or None
+    say(f"{path} could not be saved: the weights of the last step take its place")
+    return None

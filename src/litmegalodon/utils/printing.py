@@ -24,6 +24,8 @@ REMARKS = (
     "Initializing distributed",
     "-----",
     "Restoring states",
+    # Names the checkpoint that was asked for, which a damaged one's predecessor may stand for.
+    "Restored all states",
     # the sign before an advertisement
     "\N{ELECTRIC LIGHT BULB}",
 )

@@ -1,7 +1,9 @@
 """What can be known to be wrong with the settings before torch is imported, which takes seconds."""
 
+import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litmegalodon.data.packing import CUTTINGS, check_cutting
 from litmegalodon.data.store import OnError
@@ -49,15 +51,27 @@ WHOLE_NUMBERS_AT_LEAST = {
     "harness.piece_tokens": 1,
     "harness.max_gen_toks": 1,
     "harness.bootstrap_iters": 0,
+    "callbacks.last_checkpoint.every_n_steps": 1,
+    "callbacks.last_checkpoint.keep": 1,
+    "trainer.strategy.failed_saves": 0,
+    "model.seed": 0,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "callbacks.report.prompt_bytes": 0,
+    "callbacks.report.sample_tokens": 0,
     **{f"trainer.strategy.{name}": -1 for name in DEGREES},
 }
 MAY_BE_NULL = {
     "data.val_seq_len",
     "data.val_batch_size",
     "trainer.gradient_clip_val",
+    "trainer.max_time",
     "trainer.limit_val_batches",
     "trainer.limit_test_batches",
     "harness.limit",
+    "trainer.check_val_every_n_epoch",
+    "data.chunk_size",
+    "data.source.validation_fraction",
 }
 # (lowest, highest, whether the lowest itself is allowed)
 NUMBERS = {
@@ -67,7 +81,11 @@ NUMBERS = {
     "model.optimizer.weight_decay": (0, math.inf, True),
     "model.scheduler.initial_ratio": (0, 1, True),
     "model.scheduler.final_ratio": (0, 1, True),
+    "model.scheduler.cycles": (0, math.inf, False),
+    "data.source.validation_fraction": (0, 1, False),
+    "data.source.max_validation_document": (0, 1, False),
     "trainer.gradient_clip_val": (0, math.inf, False),
+    "trainer.strategy.timeout_minutes": (0, math.inf, False),
     "character_coverage": (0, 1, False),
     "max_shard_gb": (0, math.inf, False),
 }
@@ -83,6 +101,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
     "harness.dtype": ("float32", "bfloat16", "float64"),
     "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
+    "callbacks.best_checkpoint.mode": ("min", "max"),
     "model_type": ("bpe", "unigram"),
     "from": ("reference", "megalodon-hf", "export"),
     "format": ("hf", "safetensors", "reference"),
@@ -101,9 +120,15 @@ FLAGS = (
     "test",
     "model.compile",
     "model.activation_checkpointing",
+    "model.optimizer._partial_",
+    "model.scheduler._partial_",
+    "trainer.use_distributed_sampler",
+    "trainer.enable_model_summary",
+    "trainer.strategy.bf16_parameters",
     "data.shuffle",
     "data.reset_documents",
     "data.streaming",
+    "trainer.strategy.async_save",
     "extras.ignore_warnings",
     "extras.enforce_tags",
     "extras.print_config",
@@ -112,6 +137,20 @@ FLAGS = (
     "harness.log_samples",
     "accept_different_norm",
 )
+# Text; where null is allowed as well it has a meaning.
+TEXTS = {
+    # What the others are made of comes first.
+    **{f"paths.{name}_dir": False for name in ("root", "data", "log", "output", "work")},
+    "task_name": False,
+    "optimized_metric": True,
+    "data.source.root": True,
+    "trainer.default_root_dir": True,
+    "callbacks.last_checkpoint.dirpath": False,
+    "callbacks.best_checkpoint.dirpath": False,
+    "callbacks.report.dirpath": False,
+    "callbacks.spike_guard.dirpath": False,
+    "logger.csv.save_dir": False,
+}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -130,6 +169,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_memory(cfg)
     check_data(cfg)
     check_model(cfg)
+    check_evaluation(cfg)
     check_schedule(cfg)
     check_processes(cfg)
     check_tags(cfg)
@@ -149,13 +189,28 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg, name, choices.__contains__, f"must be {', '.join(choices[:-1])} or {choices[-1]}"
         )
+    for name, may_be_null in TEXTS.items():
+        _check(
+            cfg,
+            name,
+            lambda value, null=may_be_null: isinstance(value, str) or (null and value is None),
+            "must be text, or null" if may_be_null else "must be text",
+        )
+    check_targets(cfg, "")
     for name in FLAGS:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
     for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
         rule = "must be a number of batches, at least 1, or a part of them as 0.5, at most 1.0"
         _check(cfg, name, _is_amount, rule)
+    _check(
+        cfg,
+        "deterministic",
+        lambda value: isinstance(value, bool) or value == "warn",
+        "must be true, false or warn",
+    )
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
+    _check(cfg, "trainer.max_time", _is_time, "must be days:hours:minutes:seconds, 00:12:00:00")
     _check(
         cfg,
         "trainer.max_epochs",
@@ -164,11 +219,26 @@ def check_values(cfg: DictConfig) -> None:
     )
 
 
+def check_targets(node: DictConfig, name: str) -> None:
+    """What each `_target_` in a node names could be there."""
+    for key, value in node.items():
+        inner = f"{name}.{key}" if name else str(key)
+        if key == "_target_":
+            module = value.partition(".")[0] if isinstance(value, str) else ""
+            if not module.isidentifier() or importlib.util.find_spec(module) is None:
+                raise ValueError(
+                    f"{inner}={value}: must name a class or function of an installed package, as"
+                    " litmegalodon.data.ByteTokenizer"
+                )
+        elif OmegaConf.is_dict(value):
+            check_targets(value, inner)
+
+
 def check_data(cfg: DictConfig) -> None:
-    """Rows of lanes are whole chunks."""
+    """Rows of lanes are whole chunks, of a model that has such."""
     data = cfg.data
     cutting = data.get("cutting", "packed")
-    check_cutting(cutting, data.seq_len, cfg.model.config.chunk_size)
+    check_cutting(cutting, data.seq_len, cfg.model.config.get("chunk_size"))
 
 
 def check_model(cfg: DictConfig) -> None:
@@ -177,10 +247,23 @@ def check_model(cfg: DictConfig) -> None:
     tokenizer = _make(cfg.data.tokenizer)
     _make(cfg.data.source)
     model = _make(cfg.model.config)
+    model.check_impl(cfg.model.impl)
+    # By default the model's: only now it is known to be a number.
+    _check(cfg, "data.chunk_size", _is_whole(1), "must be a whole number, at least 1")
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
             f" {tokenizer.vocab_size} ids; set at least {tokenizer.vocab_size}"
+        )
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """What reads documents chunk by chunk has a model with chunks."""
+    by_chunks = "contexts" in (cfg.get("evaluation") or {})
+    if by_chunks and cfg.model.config.get("chunk_size") is None:
+        raise ValueError(
+            "evaluation=context: reads documents in chunks, and a model without"
+            " model.config.chunk_size attends to all of them; leave evaluation= out"
         )
 
 
@@ -213,14 +296,17 @@ def check_processes(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN and not alone:
         raise ValueError(
-            f"trainer.devices={devices}: a sweep (-m) runs in one process, since each further"
-            " process would start the whole sweep again; set trainer.devices=1, or start one"
-            " command per setting: for seed in 1 2 3; do python src/train.py seed=$seed ...; done"
+            f"trainer.devices={devices}: with hydra/launcher=basic a sweep (-m) runs in one"
+            " process, since each further process would start the whole sweep again; leave"
+            " hydra/launcher=runs"
         )
     folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-    if "TORCHELASTIC_RUN_ID" in os.environ and not folder_given:
+    starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_ID" in os.environ:
+        starter = "srun"
+    if starter and not folder_given:
         raise ValueError(
-            "hydra.run.dir: torchrun's processes would each make a folder of their own; give them"
+            f"hydra.run.dir: {starter}'s processes would each make a folder of their own; give them"
             " one, as hydra.run.dir=logs/train/runs/my_run"
         )
 
@@ -229,23 +315,37 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
     """How the processes share rows and parameters; None with a strategy of the user's own, whose
     processes all read their own rows.
     """
-    degrees = [cfg.trainer.strategy.get(name) for name in DEGREES]
+    strategy = cfg.trainer.strategy
+    if strategy.get("bf16_parameters") and cfg.trainer.precision != "bf16-mixed":
+        raise ValueError(
+            f"trainer.strategy.bf16_parameters=true: trainer.precision={cfg.trainer.precision} has"
+            " products in float32; set trainer.precision=bf16-mixed with it"
+        )
+    degrees = [strategy.get(name) for name in DEGREES]
     if None in degrees:
         return None
-    names = ("seq_len", "val_seq_len")
-    lengths = {f"data.{name}": cfg.data[name] for name in names if cfg.data.get(name)}
-    return resolve(processes, *degrees, cfg.model.config.chunk_size, lengths)
+    lengths = {f"data.{name}": cfg.data[name] for name in read_settings(cfg, "seq_len")}
+    return resolve(processes, *degrees, cfg.model.config.get("chunk_size"), lengths)
+
+
+def read_settings(cfg: DictConfig, name: str) -> list[str]:
+    """Of a setting of training data and the one of held-out data, those that rows are read by."""
+    held_out = f"val_{name}"
+    given = bool(cfg.data.get(held_out))
+    # A plan is for training; an evaluation reads held-out data alone.
+    trains = cfg.train if "train" in cfg else "plan" in cfg
+    return [name] * (trains or not given) + [held_out] * given
 
 
 def check_batches(cfg: DictConfig, readers: int) -> None:
     """Batches divide by who reads them, before any process starts; the data module checks again."""
-    for name in ("data.batch_size", "data.val_batch_size"):
-        size = OmegaConf.select(cfg, name)
-        if readers > 1 and size and size % readers:
+    for name in read_settings(cfg, "batch_size"):
+        size = cfg.data[name]
+        if readers > 1 and size % readers:
             nearest = max(1, round(size / readers)) * readers
             raise ValueError(
-                f"{name}={size}: counts rows over all {readers} data-parallel processes and must "
-                f"divide by them; set {name}={nearest}"
+                f"data.{name}={size}: counts rows over all {readers} data-parallel processes and "
+                f"must divide by them; set data.{name}={nearest}"
             )
 
 
@@ -261,6 +361,8 @@ def check_purpose(cfg: DictConfig) -> None:
 
 def check_tags(cfg: DictConfig) -> None:
     """A run can be found again."""
+    if not OmegaConf.is_list(cfg.tags) or not all(isinstance(tag, str) for tag in cfg.tags):
+        raise ValueError(f"tags={cfg.tags}: must be a list of texts, as tags=[dev]")
     if cfg.extras.enforce_tags and not cfg.tags:
         raise ValueError(
             "tags=[]: give at least one, as tags=[dev], or allow none: extras.enforce_tags=false"
@@ -269,7 +371,8 @@ def check_tags(cfg: DictConfig) -> None:
 
 def find_checkpoints(cfg: DictConfig) -> None:
     """Replace `ckpt_path` and `init_from` by the checkpoints they mean."""
-    if cfg.get("ckpt_path") and cfg.get("init_from"):
+    goes_on = cfg.get("ckpt_path") == "auto" and cfg.get("train")
+    if cfg.get("ckpt_path") and cfg.get("init_from") and not goes_on:
         raise ValueError(
             f"init_from={cfg.init_from}: ckpt_path={cfg.ckpt_path} brings its own weights; give one"
             " of the two"
@@ -277,9 +380,18 @@ def find_checkpoints(cfg: DictConfig) -> None:
     task_dir = Path(cfg.paths.log_dir) / (cfg.get("last_of") or cfg.task_name)
     for name in ("ckpt_path", "init_from"):
         if cfg.get(name):
-            run_dir = Path(cfg.paths.output_dir)
-            path = checkpoints.find(name, str(cfg[name]), task_dir, run_dir)
-            cfg[name] = str(path)
+            given = str(cfg[name])
+            own = given == "last" or (name == "ckpt_path" and goes_on)
+            run_dir = Path(cfg.paths.output_dir) if own else None
+            path = checkpoints.find(name, given, task_dir, run_dir)
+            cfg[name] = None if path is None else str(path)
+            if name == "ckpt_path" and path is not None:
+                # `last` is one that can be read; a checkpoint by its name is that one.
+                with open_dict(cfg):
+                    cfg.ckpt_may_be_older = not given.rstrip("/").endswith(path.name)
+        if name == "ckpt_path" and cfg.get(name) and goes_on and cfg.get("init_from"):
+            # It began with these weights, and has gone on since.
+            cfg.init_from = None
     if "init_from" in cfg:
         cfg.model.init_from = cfg.init_from
 
@@ -316,6 +428,10 @@ def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
 def _is_amount(value: Any) -> bool:
     """A whole number from 1, or a float in (0, 1]."""
     return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+(:\d\d){3}", value) is not None
 
 
 def _are_betas(value: Any) -> bool:

@@ -19,7 +19,7 @@ class MegalodonConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "model_dim",
         "num_hidden_layers": "num_layers",
@@ -34,7 +34,7 @@ class MegalodonConfig(PreTrainedConfig):
     num_heads: int = 1
     ffn_hidden_dim: int = 384
     cema_ndim: int = 16
-    chunk_size: int = 2048
+    chunk_size: int | None = 2048
     norm_num_groups: int = 32
     norm_affine: bool = True
     norm_eps: float = 1e-5
@@ -48,6 +48,10 @@ class MegalodonConfig(PreTrainedConfig):
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     init_mode: str = "he"
+    ema: str = "complex"
+    norm: str = "timestep"
+    residual: str = "two_hop"
+    attention: str = "normalised"
     use_cache: bool = True
     bos_token_id: int | None = 256
     eos_token_id: int | list[int] | None = 257

@@ -8,6 +8,8 @@ Shapes: B batch, L length, D channels, N order, T block, J stretches; complex nu
 im).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,10 @@ def _blocks(x: Tensor, last: Tensor | None, ends: Tensor) -> Tensor:
     return out.view(dim, -1, block)
 
 
+# Stretches that are merged at once: not all, for each of them takes as much as the result.
+TOGETHER = 16
+
+
 def cema_merge(
     ends: Tensor,
     reach: Tensor,
@@ -86,8 +92,11 @@ def cema_merge(
     delta: Tensor,
     theta: Tensor,
     gamma: Tensor,
-) -> Tensor:
+    known: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The state at a place, from what stretches of tokens before it have left.
+
+    It saves for its backward pass as much as one stretch leaves, however many there are.
 
     Args:
         ends: h that each stretch leaves at its own end, [J, B, D, N, 2].
@@ -96,12 +105,57 @@ def cema_merge(
         distances: int64 [J], tokens from each stretch's end to the place; any number where it does
             not reach.
         alpha, delta, theta, gamma: as in `litmegalodon.ops.cema`.
+        known: what this has given before: it is given again, and ends are not looked at.
 
     Returns:
-        h [B, D, N, 2] in float64.
+        h [B, D, N, 2] in float64, and its derivative towards log q, like h, without gradients.
     """
-    powers = coefficients(alpha, delta, theta, gamma).powers(distances.clamp(min=0), torch.float64)
-    # Selected before they are multiplied: 0 times NaN is NaN, in the gradients of q too.
-    ends = torch.where(reach[..., None, None, None], ends.double(), 0)
-    there = torch.view_as_complex(ends) * torch.complex(*powers).movedim(-1, 0)[:, None]
-    return torch.view_as_real(there.sum(0))
+    c = coefficients(alpha, delta, theta, gamma)
+    return _Merge.apply(ends, reach, distances.clamp(min=0), c.log_decay, c.angle, *(known or ()))
+
+
+class _Merge(torch.autograd.Function):
+    """h = sum_j q^(d_j) e_j, and sum_j d_j q^(d_j) e_j."""
+
+    @staticmethod
+    def forward(ctx, ends, reach, distances, log_decay, angle, *known):
+        if known:
+            h, slope = known
+        else:
+            h, slope = ends.new_zeros(2, *ends.shape[1:], dtype=torch.float64)
+            for part in _parts(len(ends)):
+                # Selected before they are multiplied: 0 times NaN is NaN.
+                e = torch.where(reach[part, ..., None, None, None], ends[part].double(), 0)
+                there = torch.view_as_complex(e) * _powers(log_decay, angle, distances[part])
+                h += torch.view_as_real(there.sum(0))
+                there *= distances[part, None, None, None]
+                slope += torch.view_as_real(there.sum(0))
+        ctx.save_for_backward(reach, distances, log_decay, angle, slope)
+        ctx.dtype = ends.dtype
+        ctx.mark_non_differentiable(slope)
+        return h, slope
+
+    @staticmethod
+    @backward_pass
+    def backward(ctx, d_h, _):
+        reach, distances, log_decay, angle, slope = ctx.saved_tensors
+        # Of pairs (re, im): the gradient towards a factor is that of the product times the other's
+        # conjugate.
+        grad = torch.view_as_complex(d_h.contiguous())
+        d_log_q = (grad * torch.view_as_complex(slope).conj()).sum(0)
+        d_ends = d_h.new_empty(len(reach), *d_h.shape, dtype=ctx.dtype)
+        for part in _parts(len(reach)):
+            d_e = torch.view_as_real(grad * _powers(log_decay, angle, distances[part]).conj())
+            d_ends[part] = torch.where(reach[part, ..., None, None, None], d_e, 0)
+        return d_ends, None, None, d_log_q.real, d_log_q.imag, None, None
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(i, i + TOGETHER) for i in range(0, count, TOGETHER)]
+
+
+def _powers(log_decay: Tensor, angle: Tensor, exponents: Tensor) -> Tensor:
+    """q^l, complex [J, 1, D, N]."""
+    exponents = exponents[:, None, None, None]
+    turns = angle * exponents / (2 * math.pi)
+    return torch.polar((log_decay * exponents).exp(), (turns - turns.round()) * (2 * math.pi))

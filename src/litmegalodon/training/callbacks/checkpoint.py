@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: the newest, to continue from, and the best by validation.
+"""Which checkpoints a run keeps: the newest ones, to continue from, and the best by validation.
 
 Both are saved only where an optimizer step is complete, so a resumed run repeats and skips nothing.
 A checkpoint replaces an older one only once it is complete: at any moment there is a usable
@@ -6,6 +6,7 @@ checkpoint.
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from litmegalodon.utils.checkpoints import is_complete
+from litmegalodon.parallel import ChunkParallelStrategy
+from litmegalodon.parallel.checkpoint_storage import remove
+from litmegalodon.utils.checkpoint_manifest import wrong_size
+from litmegalodon.utils.checkpoints import DOOMED, META, PARTIAL, is_complete, written
 
 
 class _OwnedCheckpoint(ModelCheckpoint):
-    """One kind of checkpoint in one folder, of which only the current one stays."""
+    """One kind of checkpoint in one folder, of which the newest `keep` stay."""
 
     # File names begin with this.
     kind: str
 
-    def __init__(self, dirpath: str | os.PathLike[str], filename: str, **settings: Any) -> None:
+    def __init__(
+        self, dirpath: str | os.PathLike[str], filename: str, keep: int = 1, **settings: Any
+    ) -> None:
         super().__init__(
             dirpath=os.fspath(dirpath),
             filename=filename,
@@ -37,11 +43,23 @@ class _OwnedCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             **settings,
         )
+        self.keep = keep
         self._foreign: set[Path] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the first process's folder, and refuse validation in mid-accumulation."""
+        """Take the first process's folder, and refuse validation in mid-accumulation.
+
+        Raises:
+            ValueError: the folder can't be written to either.
+        """
         self.dirpath = trainer.strategy.broadcast(self.dirpath)
+        if stage == "fit" and not trainer.fast_dev_run:
+            wrong = self._make_folder() if trainer.is_global_zero else None
+            if wrong := trainer.strategy.broadcast(wrong):
+                raise ValueError(
+                    f"callbacks.{self.kind}_checkpoint.dirpath={self.dirpath}: no checkpoint "
+                    f"can be written there ({wrong}); set another folder"
+                )
         every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
         counted = stage == "fit" and isinstance(every, int) and trainer.limit_val_batches
         if counted and every % accumulate:
@@ -52,12 +70,21 @@ class _OwnedCheckpoint(ModelCheckpoint):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where training starts, and whose checkpoints are in the folder."""
+        """Note where training starts, and whose checkpoints are in the folder.
+
+        What a killed run has left of unfinished ones goes.
+        """
+        if trainer.is_global_zero:
+            for ending in (PARTIAL, DOOMED):
+                for left in Path(self.dirpath).glob(f"{self.kind}-step=*{ending}"):
+                    shutil.rmtree(left, ignore_errors=True)
+        trainer.strategy.barrier()
         # The state trained from is not saved once more, least of all during its next step.
         self._last_global_step_saved = trainer.global_step
         resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         ours = resumed is not None and Path(self.dirpath).resolve() in resumed.parents
-        self._foreign = set() if ours else set(self._present())
+        # A run that went back to a checkpoint of its own is still the same run.
+        self._foreign = self._foreign if ours else set(self._present())
         if self._foreign:
             rank_zero_info(
                 f"{self.dirpath} holds {self.kind} checkpoints of an earlier run, which are kept: "
@@ -81,23 +108,51 @@ class _OwnedCheckpoint(ModelCheckpoint):
             and not trainer.sanity_checking
             and not trainer.fast_dev_run
             and trainer.global_step != self._last_global_step_saved
+            # What is saved amid steps that are skipped could not be gone back to: only at the end.
+            and (
+                trainer.should_stop
+                or trainer.global_step == trainer.max_steps
+                or all(getattr(callback, "may_save", True) for callback in trainer.callbacks)
+            )
         )
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        strategy = trainer.strategy
+        later = isinstance(strategy, ChunkParallelStrategy)
+        if later:
+            strategy.when_saved(filepath, self._retire)
         super()._save_checkpoint(trainer, filepath)
         # Saving ends with a barrier: every process has written its part.
-        if not trainer.is_global_zero:
-            return
-        if not is_complete(filepath):
+        if not later and trainer.is_global_zero:
+            self._retire(Path(filepath))
+
+    def _retire(self, saved: Path) -> None:
+        """Delete what a checkpoint replaces, now that it is complete."""
+        if not is_complete(saved) or (wrong := wrong_size(saved)):
+            wrong = wrong if is_complete(saved) else "a file is missing"
             rank_zero_warn(
-                f"{filepath} is not complete after saving it; older checkpoints are kept"
+                f"{saved} is not complete after saving it ({wrong}); older checkpoints are kept"
             )
             return
-        saved = Path(filepath)
         self._foreign.discard(saved)
-        for old in self._present():
-            if old != saved and old not in self._foreign:
-                trainer.strategy.remove_checkpoint(old)
+        ours = [path for path in self._present() if path != saved and path not in self._foreign]
+        # A damaged one does not count among those that stay.
+        whole = [path for path in ours if is_complete(path) and not wrong_size(path)]
+        stay = sorted(whole, key=written, reverse=True)[: self.keep - 1]
+        for old in ours:
+            if old not in stay:
+                remove(old)
+
+    def _make_folder(self) -> str | None:
+        """Make the folder and try to write to it; what is wrong, in words."""
+        try:
+            Path(self.dirpath).mkdir(parents=True, exist_ok=True)
+            trial = Path(self.dirpath) / f".{self.kind}{PARTIAL}"
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
     def _present(self) -> list[Path]:
         # With what a killed process left of one, under a longer name.
@@ -109,21 +164,20 @@ class _OwnedCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(_OwnedCheckpoint):
-    """Keep the newest state as `last-step=000020.ckpt`.
+    """Keep the newest states as `last-step=000020.ckpt`, `keep` of them.
 
-    It is saved every `every_n_steps` optimizer steps and at the end of training. Where validation
+    One is saved every `every_n_steps` optimizer steps and at the end of training. Where validation
     follows the step, the checkpoint follows the validation: a run killed in between validates again
     when it resumes, instead of losing the result.
     """
 
     kind = "last"
 
-    def __init__(self, dirpath: str | os.PathLike[str], every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ValueError(
-                f"callbacks.last_checkpoint.every_n_steps={every_n_steps}: must be at least 1"
-            )
-        super().__init__(dirpath, "last-step={step:06d}", every_n_train_steps=every_n_steps)
+    def __init__(self, dirpath: str | os.PathLike[str], every_n_steps: int, keep: int = 2) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"callbacks.last_checkpoint.{name}={value}: must be at least 1")
+        super().__init__(dirpath, "last-step={step:06d}", keep, every_n_train_steps=every_n_steps)
 
     @property
     def state_key(self) -> str:
@@ -146,7 +200,12 @@ class LastCheckpoint(_OwnedCheckpoint):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state if it is not saved yet."""
+        """Save the final state if it is not saved yet, and see all checkpoints written."""
+        self._save_final(trainer)
+        if isinstance(trainer.strategy, ChunkParallelStrategy):
+            trainer.strategy.finish_saving()
+
+    def _save_final(self, trainer: Trainer) -> None:
         if not self._may_save(trainer):
             return
         if _amid_accumulation(trainer):
@@ -179,6 +238,8 @@ class BestCheckpoint(_OwnedCheckpoint):
         name = monitor.rpartition("/")[2]
         filename = f"best-step={{step:06d}}-{name}={{{monitor}:.4f}}"
         super().__init__(dirpath, filename, monitor=monitor, mode=mode, every_n_epochs=1)
+        # What was best before the last save, for where that save fails in the background.
+        self._before: dict[str, Any] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if this validation's result is the best so far."""
@@ -190,7 +251,35 @@ class BestCheckpoint(_OwnedCheckpoint):
                 "its result is not considered for the best checkpoint"
             )
             return
+        self._forget_failed(trainer)
+        before = self._best()
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.best_model_path != before["best_model_path"]:
+            self._before = before
+
+    def _forget_failed(self, trainer: Trainer) -> None:
+        """Go back to what was best before, if the best could not be saved."""
+        path, strategy = self.best_model_path, trainer.strategy
+        if self._before is None or not isinstance(strategy, ChunkParallelStrategy):
+            return
+        there = not path or strategy.is_saving(path) or is_complete(path)
+        if not strategy.broadcast(there):
+            vars(self).update(self._before)
+            self._before = None
+
+    def _best(self) -> dict[str, Any]:
+        names = ("best_model_path", "best_model_score", "kth_best_model_path", "kth_value")
+        return {name: getattr(self, name) for name in names} | {
+            "best_k_models": dict(self.best_k_models)
+        }
+
+
+def newest_of_run(trainer: Trainer) -> str | None:
+    """The checkpoint of this run that was finished last, that it was resumed from included."""
+    kinds = [c for c in trainer.checkpoint_callbacks if isinstance(c, _OwnedCheckpoint)]
+    own = [p for c in kinds for p in c._present() if p not in c._foreign and is_complete(p)]
+    newest = max(own, key=lambda path: (path / META).stat().st_mtime_ns, default=None)
+    return str(newest) if newest is not None else trainer.ckpt_path
 
 
 def _amid_accumulation(trainer: Trainer) -> bool:

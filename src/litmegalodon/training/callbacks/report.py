@@ -3,11 +3,13 @@
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -17,6 +19,7 @@ from litmegalodon.inference import Drawing, Reader
 from litmegalodon.training.callbacks.checkpoint import BestCheckpoint
 from litmegalodon.training.callbacks.progress import format_count, format_duration
 from litmegalodon.training.csv_logger import read_metrics
+from litmegalodon.training.loggers import log_text, takes_text
 from litmegalodon.utils.printing import harmless
 
 Metrics = list[dict[str, float]]
@@ -31,7 +34,8 @@ class RunReport(Callback):
     Writes `loss.png` and `sample.txt` to `dirpath`. The curve and the figures come from
     `metrics.csv` in `dirpath`, so a resumed run shows all of it. The sample continues the first
     `prompt_bytes` of a held-out document by up to `sample_tokens` tokens (0: no sample) drawn from
-    a generator of its own, seeded with `seed`.
+    a generator of its own, seeded with `seed`. Loggers that show texts get it, too, and a shorter
+    one of `validation_tokens` tokens at every validation.
 
     The module needs `model`, as a `Reader` does; its data module `tokenizer`,
     `validation_documents()`, `baselines()` and `summary()` with a `fingerprint` and `val_bytes`.
@@ -42,17 +46,24 @@ class RunReport(Callback):
         dirpath: str | os.PathLike[str],
         prompt_bytes: int = 256,
         sample_tokens: int = 400,
+        validation_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = 0.95,
         seed: int = 0,
     ) -> None:
-        for name, value in {"prompt_bytes": prompt_bytes, "sample_tokens": sample_tokens}.items():
+        counts = {
+            "prompt_bytes": prompt_bytes,
+            "sample_tokens": sample_tokens,
+            "validation_tokens": validation_tokens,
+        }
+        for name, value in counts.items():
             if value < 0:
                 raise ValueError(f"callbacks.report.{name}={value}: must be 0 or more")
         self.dirpath = Path(dirpath)
         self.prompt_bytes = prompt_bytes
         self.sample_tokens = sample_tokens
+        self.validation_tokens = validation_tokens
         self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         Drawing(**self.drawing, prefix="callbacks.report.")
         self.seed = seed
@@ -71,6 +82,18 @@ class RunReport(Callback):
         """Take over the seconds of the run that is resumed."""
         self._seconds_before = state_dict["seconds"]
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A short sample for the loggers that show texts."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        # The end has a longer one.
+        ended = trainer.global_step >= trainer.max_steps > 0
+        if not (fitting and self.validation_tokens and takes_text(trainer)) or ended:
+            return
+        # A model that diverged has no text, and says so at the end.
+        with suppress(ValueError):
+            sample = self._sample(trainer, pl_module, self.validation_tokens)
+            log_text(trainer, "sample", self._text(sample))
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report; after the final checkpoint is saved, so that nothing here can cost a run."""
         seconds = self._seconds()
@@ -79,7 +102,7 @@ class RunReport(Callback):
         sample, no_sample = None, ""
         try:
             if self.sample_tokens:
-                sample = self._sample(trainer, pl_module)
+                sample = self._sample(trainer, pl_module, self.sample_tokens)
         except ValueError as error:
             # A model that diverged has no text, but a curve worth seeing.
             no_sample = str(error)
@@ -103,8 +126,8 @@ class RunReport(Callback):
         if no_sample:
             _say("sample", f"none, {no_sample}")
         if sample is not None:
-            name, prompt, continuation = sample
-            text = _sample_text(name, prompt, continuation, self.drawing["temperature"])
+            text = self._text(sample)
+            log_text(trainer, "sample", text)
             (self.dirpath / "sample.txt").write_text(text, encoding="utf-8")
             print("\n" + harmless(text))
             _say("sample", self.dirpath / "sample.txt")
@@ -112,7 +135,12 @@ class RunReport(Callback):
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str, bytes, str]:
+    def _text(self, sample: tuple[str, bytes, str]) -> str:
+        return _sample_text(*sample, self.drawing["temperature"])
+
+    def _sample(
+        self, trainer: Trainer, pl_module: LightningModule, tokens: int
+    ) -> tuple[str, bytes, str]:
         documents = trainer.datamodule.validation_documents()
         long_enough = (d for d in documents if len(d.text) > self.prompt_bytes)
         document = next(long_enough, documents[0])
@@ -122,7 +150,7 @@ class RunReport(Callback):
         with trainer.precision_plugin.forward_context():
             reader.read(prompt)
             texts = reader.generate(
-                self.sample_tokens,
+                tokens,
                 **self.drawing,
                 seed=self.seed,
                 # Processes that stopped at different tokens would wait for one another for ever.

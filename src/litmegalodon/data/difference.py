@@ -1,0 +1,26 @@
+"""Which file it is that makes two sources differ."""
+
+from collections.abc import Mapping
+
+from litmegalodon.data.documents import Source
+
+# Of more files a checkpoint notes none: half a megabyte is enough.
+MOST_FILES = 10_000
+
+
+def files_of(source: Source) -> dict[str, str] | None:
+    """Digests of the source's files by name; None where it has none, or too many to keep."""
+    digests = getattr(source, "file_digests", None)
+    return digests if digests and len(digests) <= MOST_FILES else None
+
+
+def difference(theirs: Mapping[str, str] | None, ours: Mapping[str, str] | None) -> str:
+    """The first file that differs, as a part of a sentence; empty where digests are unknown."""
+    if not theirs or not ours:
+        return ""
+    names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+    if not names:
+        return " (the files are the same: they are split, or their columns taken, in another way)"
+    first = names[0]
+    what = "is new" if first not in theirs else "is gone" if first not in ours else "has changed"
+    return f" ({first} {what}; {len(names)} of the files differ)"

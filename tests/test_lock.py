@@ -1,0 +1,89 @@
+"""The lock file pins everything but torch, with hashes; make audit says what differs."""
+
+import re
+import shutil
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+from runs import ROOT
+from test_cli_make import fake_python, make
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import audit
+import lock
+
+TEXT = (ROOT / "requirements.lock").read_text()
+BLOCKS = re.findall(r"^([\w.-]+)==(\S+).*\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)*)", TEXT, re.M)
+
+
+def test_every_pin_has_hashes_and_nothing_else_is_in_the_file():
+    assert len(BLOCKS) > 100
+    assert all(hashes for _, _, hashes in BLOCKS)
+    rest = [line for line in TEXT.splitlines() if not re.match(r"#|[\w.-]+==|    --hash=", line)]
+    assert rest == []
+    # No address of an index: whoever installs has their own.
+    assert "://" not in TEXT
+
+
+def test_torch_is_named_by_version_alone_and_elsewhere():
+    names = {name for name, _, _ in BLOCKS}
+    assert not [name for name in names if re.match("torch$|nvidia-|cuda-", name)]
+    assert '"torch==2.13.0",' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_pins_suit_what_the_project_asks_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    pins = {name: version for name, version, _ in BLOCKS}
+    asked = re.findall(r'^    "([\w-]+[<>=][^"]*)",$', text, re.MULTILINE)
+    assert len(asked) > 12
+    for needed in map(Requirement, asked):
+        if needed.name != "torch":
+            assert needed.specifier.contains(pins[needed.name], prereleases=True), needed
+
+
+def test_blocks_of_torch_are_left_out():
+    kept, torch, nccl = (
+        f"{name} \\\n    --hash=x\n" for name in ("a==1", "torch==2", "nvidia-nccl-cu13==3 ; b")
+    )
+    assert lock.without_torch(kept + torch + nccl + kept) == kept + kept
+
+
+def test_versions_that_differ_are_named():
+    text = "numpy==0.1 \\\n    --hash=x\nno-such-package==2 ; sys_platform == 'linux' \\\n"
+    other = audit.differing(text + "gone==1 ; sys_platform == 'win32' \\\n")
+    assert [line.partition(", not")[0].split(" is ")[0] for line in other] == [
+        "numpy",
+        "no-such-package",
+    ]
+    assert other[1] == "no-such-package is missing, not ==2"
+
+
+@pytest.mark.parametrize(
+    ("tool", "code", "says"),
+    [
+        ("echo 'No known vulnerabilities found'", 0, "No known vulnerabilities found"),
+        ("echo 'aiohttp 1 PYSEC-1'; exit 1", 1, "aiohttp 1 PYSEC-1"),
+        ("echo 'Traceback' >&2; echo 'ConnectionError: no route' >&2; exit 1", 2, "no route"),
+    ],
+)
+def test_vulnerabilities_are_told_and_a_network_that_is_not_there_is_one_sentence(
+    tool, code, says, tmp_path, monkeypatch
+):
+    fake_python(tmp_path / "pip-audit", tool)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found, said = audit.vulnerabilities(ROOT / "requirements.lock")
+    assert (found, "\n" in said) == (code, False)
+    assert says in said
+
+
+def test_setup_installs_from_it_with_hashes(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = make("-n", "setup", "LOCK=1", f"PYTHON={sys.executable}", folder=tmp_path)
+    pip = [line.partition("-check ")[2] for line in done.stdout.splitlines() if " pip " in line]
+    assert pip[0] == "--require-hashes --no-deps --requirement requirements.lock"
+    assert "torch==" in pip[1]
+    assert pip[2] == "--no-deps --no-build-isolation --editable ."
