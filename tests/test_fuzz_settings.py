@@ -41,7 +41,7 @@ FINE = {
     "trainer.default_root_dir": TEXT,
     "logger.csv.save_dir": TEXT,
     "logger.tensorboard.save_dir": TEXT,
-    "logger.tensorboard.prefix": TEXT,
+    **{f"logger.tensorboard.{name}": TEXT for name in ("name", "version", "prefix")},
     **{f"paths.{name}_dir": TEXT for name in ("root", "data", "log", "output", "work")},
     **{
         f"callbacks.{name}.dirpath": TEXT

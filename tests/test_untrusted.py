@@ -44,7 +44,7 @@ def test_what_a_checkpoints_description_asks_to_run_is_not_run(setting, run, tmp
     ours = [s for s in SETTINGS if name == "train" or s.startswith(("data.", "extras."))]
     cfg = composed(*ours, "experiment=debug", folder=tmp_path, name="train")
     if name == "eval":
-        cfg.callbacks, cfg.logger = None, None
+        cfg.callbacks, cfg.logger, cfg["harness"] = None, None, {"tasks": []}
     else:
         cfg.trainer.max_steps = 4
     cfg["init_from" if setting == "init_from" else "ckpt_path"] = str(checkpoint)

@@ -122,6 +122,7 @@ FLAGS = (
     "extras.tracebacks",
     "overwrite",
     "harness.log_samples",
+    "logger.tensorboard.default_hp_metric",
     "accept_different_norm",
 )
 # Text; where null is allowed as well it has a meaning.
@@ -139,4 +140,7 @@ TEXTS = {
     "callbacks.spike_guard.dirpath": False,
     "logger.csv.save_dir": False,
     "logger.tensorboard.save_dir": False,
+    "logger.tensorboard.name": True,
+    "logger.tensorboard.version": False,
+    "logger.tensorboard.prefix": False,
 }
