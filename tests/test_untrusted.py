@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from config_helpers import composed
 from damage import damaged, little_memory
@@ -44,7 +44,9 @@ def test_what_a_checkpoints_description_asks_to_run_is_not_run(setting, run, tmp
     ours = [s for s in SETTINGS if name == "train" or s.startswith(("data.", "extras."))]
     cfg = composed(*ours, "experiment=debug", folder=tmp_path, name="train")
     if name == "eval":
-        cfg.callbacks, cfg.logger, cfg["harness"] = None, None, {"tasks": []}
+        cfg.callbacks, cfg.logger = None, None
+        with open_dict(cfg):
+            cfg.harness = {"tasks": []}
     else:
         cfg.trainer.max_steps = 4
     cfg["init_from" if setting == "init_from" else "ckpt_path"] = str(checkpoint)
