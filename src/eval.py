@@ -105,7 +105,8 @@ def tokenizer_of(cfg: DictConfig) -> Any:
     """The tokenizer of the settings; ValueError if the checkpoint was trained with another one."""
     from hydra.utils import instantiate
 
-    from litmegalodon.data.datamodule import TextDataModule, check_tokenizer
+    from litmegalodon.data.datamodule import TextDataModule
+    from litmegalodon.data.tokenizer import check_tokenizer
     from litmegalodon.utils.checkpoint_files import read_meta
 
     tokenizer = instantiate(cfg.data.tokenizer)

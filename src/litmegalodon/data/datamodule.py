@@ -24,7 +24,7 @@ from litmegalodon.data.packing import PackedRows, check_cutting
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
-from litmegalodon.data.tokenizer import Tokenizer
+from litmegalodon.data.tokenizer import Tokenizer, check_tokenizer
 from litmegalodon.data.whole import WholeDocuments
 
 
@@ -372,16 +372,6 @@ class TextDataModule(LightningDataModule):
                 f"data.{setting}={batch_size}: counts rows over all {world} data-parallel"
                 f" processes and must divide by them; set data.{setting}={nearest}"
             )
-
-
-def check_tokenizer(tokenizer: Tokenizer, state_dict: Mapping[str, Any], whose: str) -> None:
-    """ValueError if weights, trained with a data module of this state, are of other ids."""
-    name, ours = "tokenizer.fingerprint", tokenizer.fingerprint
-    if state_dict[name] != ours:
-        raise ValueError(
-            f"data.{name}={ours}: {whose} was trained with {state_dict[name]}, to which these"
-            " ids are other text; take the tokenizer that it was trained with"
-        )
 
 
 def _streamed(parts: list[Part]) -> bool:

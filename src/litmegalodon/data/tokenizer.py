@@ -5,8 +5,8 @@ with `eos_id` where it is cut into rows. A long text is tokenised piece by piece
 of any length takes the memory of one piece; the pieces are a function of the text alone.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -89,3 +89,13 @@ class ByteTokenizer:
                 " mask the ids above it before sampling"
             )
         return bytes(i for i in ids if i < self.bos_id)
+
+
+def check_tokenizer(tokenizer: Tokenizer, state_dict: Mapping[str, Any], whose: str) -> None:
+    """ValueError if weights, trained with a data module of this state, are of other ids."""
+    name, ours = "tokenizer.fingerprint", tokenizer.fingerprint
+    if state_dict[name] != ours:
+        raise ValueError(
+            f"data.{name}={ours}: {whose} was trained with {state_dict[name]}, to which these"
+            " ids are other text; take the tokenizer that it was trained with"
+        )
