@@ -300,13 +300,6 @@ def check_processes(cfg: DictConfig) -> None:
             " hydra/launcher=runs"
         )
     folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
-    search = hydra.runtime.choices.get("hparams_search")
-    # A search's own trials are given their folders.
-    if search not in (None, "null") and hydra.mode != RunMode.MULTIRUN and not folder_given:
-        raise ValueError(
-            f"hparams_search={search}: searches with -m only, and without it trains a single run;"
-            f" python src/train.py -m hparams_search={search}"
-        )
     starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else ""
     if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_ID" in os.environ:
         starter = "srun"
@@ -314,6 +307,19 @@ def check_processes(cfg: DictConfig) -> None:
         raise ValueError(
             f"hydra.run.dir: {starter}'s processes would each make a folder of their own; give them"
             " one, as hydra.run.dir=logs/train/runs/my_run"
+        )
+
+
+def check_search() -> None:
+    """A search without -m would be a single run of the settings that it starts from."""
+    hydra = HydraConfig.get()
+    search = hydra.runtime.choices.get("hparams_search")
+    # A search's own trials are given their folders.
+    folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    if search not in (None, "null") and hydra.mode != RunMode.MULTIRUN and not folder_given:
+        raise ValueError(
+            f"hparams_search={search}: searches with -m only, and without it trains a single run;"
+            f" python src/train.py -m hparams_search={search}"
         )
 
 
