@@ -21,7 +21,7 @@ from litmegalodon.utils.printing import (
     short_path,
 )
 from litmegalodon.utils.results import write_results
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.utils.settings import check_search, check_settings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -93,6 +93,7 @@ def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> Non
 def main(cfg: DictConfig) -> float | None:
     """Run one experiment and return `optimized_metric` to a sweep."""
     with errors.running(cfg.extras.tracebacks is True):
+        check_search()
         check_settings(cfg)
         opening(cfg)
         metrics = train(cfg)

@@ -58,6 +58,7 @@ MISTAKES = {
     "ckpt_path=.": "ckpt_path=.: is not a checkpoint",
     "ckpt_path=a-step=7.ckpt": "ckpt_path=a-step=7.ckpt: there is no such file",
     "modle.lr=1": "modle.lr: there is no such setting; --help lists them",
+    "hparams_search=optuna paths.log_dir=.": "hparams_search=optuna: searches with -m only",
     "data.seq_len=[": "data.seq_len=\\[: cannot be read; quote the value",
     "-m trainer.devices=2 seed=1,2 hydra.sweep.dir=. hydra/launcher=basic": (
         "trainer.devices=2: .* hydra/launcher=basic .*; leave hydra/launcher=runs"
@@ -67,7 +68,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_a_mistaken_command_ends_in_one_line(arguments: str, tmp_path: Path) -> None:
-    place = [] if "-m" in arguments else [f"hydra.run.dir={tmp_path}/run"]
+    several = "-m" in arguments or "hparams_search" in arguments
+    place = [] if several else [f"hydra.run.dir={tmp_path}/run"]
     line = fails(*arguments.split(), *place, cwd=tmp_path)
     assert_says(line, f"error: {MISTAKES[arguments]}")
 

@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,6 +186,14 @@ def test_a_network_without_moving_averages_has_no_memory_to_show() -> None:
 )
 def test_kinds_follow_from_names(name: str, kind: str) -> None:
     assert insight.kind_of(name) == kind
+
+
+@pytest.mark.parametrize(("norm", "looks"), (("timestep", True), ("layer", False), ("rms", False)))
+def test_only_timestep_norms_have_statistics_to_log(norm: str, looks: bool) -> None:
+    trainer = SimpleNamespace(loggers=["csv"], global_step=0)
+    module = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(norm=norm)))
+    Monitor("here").on_train_batch_start(trainer, module)
+    assert (module.watch is not None) == looks
 
 
 def test_the_measured_peak_is_one_of_this_machine() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
 from litmegalodon.training.insight import Memory
@@ -44,6 +45,9 @@ def draw(path: Path, layers: Sequence[Memory], at_start: Sequence[Tensor], step:
             panels[number][1].set_xscale("log")
     for axes in panels.flat:
         axes.set_yticks([])
+        # Plain numbers: powers would be set in fonts that not every installation finds.
+        axes.xaxis.set_major_formatter(LogFormatter())
+        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.5)))
         axes.spines[["top", "right", "left"]].set_visible(False)
     panels[0][0].set_title("tokens until half is forgotten", fontsize=10)
     shown = panels[0][0].get_legend_handles_labels()

@@ -189,6 +189,19 @@ def check_processes(cfg: DictConfig) -> None:
         )
 
 
+def check_search() -> None:
+    """A search without -m would be a single run of the settings that it starts from."""
+    hydra = HydraConfig.get()
+    search = hydra.runtime.choices.get("hparams_search")
+    # A search's own trials are given their folders.
+    folder_given = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    if search not in (None, "null") and hydra.mode != RunMode.MULTIRUN and not folder_given:
+        raise ValueError(
+            f"hparams_search={search}: searches with -m only, and without it trains a single run;"
+            f" python src/train.py -m hparams_search={search}"
+        )
+
+
 def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
     """How the processes share rows and parameters; None with a strategy of the user's own, whose
     processes all read their own rows.

@@ -63,7 +63,9 @@ class Monitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Ask for the state after a batch that ends a step to be logged."""
-        due = trainer.loggers and self._is_due(trainer.global_step + 1)
+        # Of other norms the state has a place that stays as it was.
+        has = getattr(pl_module.model.config, "norm", None) == "timestep"
+        due = has and trainer.loggers and self._is_due(trainer.global_step + 1)
         pl_module.watch = self._watch if due else None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
