@@ -57,7 +57,8 @@ def _draw_group(
         axes.plot([value] * len(measured), measured, "o", ms=4, color=colour, alpha=0.55)
     ordered = sorted(points, key=lambda value: (isinstance(value, str), value))
     means = [float(np.mean(points[value])) for value in ordered]
-    if joined:
+    # A line between values that have no order would say what is not so.
+    if joined and all(isinstance(value, float) for value in ordered):
         axes.plot(ordered, means, "-", color=colour, linewidth=1.4, label=name)
     else:
         axes.plot([], [], "o", color=colour, label=name)
