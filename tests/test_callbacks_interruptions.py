@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,6 +330,13 @@ def test_auto_is_the_newest_of_the_run_s_own_folder_or_none(tmp_path):
     cfg = composed("ckpt_path=auto", folder=tmp_path)
     check_settings(cfg)
     assert cfg.ckpt_path == str(own)
+    # It does not begin anew where all that it had is damaged.
+    lost = own.rename(tmp_path / "lost")
+    (broken := make_checkpoint(own) / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"ckpt_path=auto: no checkpoint .* is whole"):
+        check_settings(composed("ckpt_path=auto", folder=tmp_path))
+    shutil.rmtree(broken.parent)
+    lost.rename(own)
     # Weights to begin with are for the first time.
     begins = ("ckpt_path=auto", f"init_from={own}")
     check_settings(cfg := composed(*begins, folder=tmp_path))

@@ -71,7 +71,7 @@ def find(
         value: a checkpoint, a run's folder (its newest one), or `last`: the newest one of the
             run's own folder where it holds any, else of the task's. `auto`, of a run that is
             started by the same command again and again: the newest one of its own folder, None as
-            long as there is none.
+            long as there is none, whole or damaged.
         exports: whether the folder of an export may be meant.
 
     Raises:
@@ -83,7 +83,13 @@ def find(
             raise ValueError(f"{name}=last: there is no complete checkpoint under {task_dir} yet")
         return path
     if value == "auto" and run_dir is not None:
-        return newest(run_dir)
+        path = newest(run_dir)
+        if path is None and (damaged := by_age(run_dir)):
+            raise ValueError(
+                f"{name}=auto: no checkpoint under {run_dir} is whole, of {len(damaged)}; remove"
+                " them to begin anew"
+            )
+        return path
     path = Path(value).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"{name}={value}: there is no such file or folder; `last` is the newest")
