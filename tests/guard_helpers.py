@@ -84,9 +84,11 @@ def trained(folder: Path, *settings: str, without: str = "none") -> Path:
 
 
 def rows(run) -> list[dict[str, str]]:
-    """A run's metrics as written, without those that are times."""
-    timed = "tokens_per_second"
-    return [{k: v for k, v in row.items() if k != timed} for row in metrics(run)]
+    """A run's metrics as written, without those that are of the machine: times and memory."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("tokens_per_second", "memory/", "mfu"))}
+        for row in metrics(run)
+    ]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
