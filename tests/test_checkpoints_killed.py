@@ -96,7 +96,7 @@ def test_ctrl_c_amid_a_save_lets_it_be_written(undisturbed, tmp_path):
     run.send(signal.SIGINT)
     assert all(run.end())
     # The step that it was in is completed and saved too, behind the one on its way.
-    (step,) = re.findall(r"interrupted by Ctrl-C after step (\d+);", run.said())
+    (step,) = set(re.findall(r"interrupted by Ctrl-C after step (\d+);", run.said()))
     assert newest(folder).name == f"last-step={int(step):06d}.ckpt"
     assert "not written" not in run.said() and "not saved" not in run.said()
     run = Run(2, tmp_path, *SETTINGS, "ckpt_path=last")
