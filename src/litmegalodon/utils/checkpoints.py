@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from litmegalodon.utils.checkpoint_manifest import read_manifest, wrong_size
+from litmegalodon.utils.checkpoint_manifest import MANIFEST, read_manifest, wrong_size
 from litmegalodon.utils.command_line import is_main_process
 
 # A checkpoint is a folder that holds both.
@@ -47,12 +47,18 @@ def newest(folder: Path) -> Path | None:
 
     One of which a file is missing or cut short is left out, and that is said.
     """
-    for path in by_age(folder):
+    for path in (*_cut_short(folder), *by_age(folder)):
         if (wrong := wrong_size(path)) is None:
             return path
         if is_main_process():
-            print(f"{path} is damaged: {wrong}; an older one is looked for", file=sys.stderr)
+            print(f"{path} is damaged: {wrong}; another one is looked for", file=sys.stderr)
     return None
+
+
+def _cut_short(folder: Path) -> list[Path]:
+    """What was written to its end and has lost a file by which a checkpoint is known."""
+    found = [p for p in folder.rglob("*.ckpt") if (p / MANIFEST).is_file() and not is_complete(p)]
+    return sorted(path for path in found if wrong_size(path))
 
 
 def older(path: Path) -> list[Path]:
@@ -84,7 +90,7 @@ def find(
         return path
     if value == "auto" and run_dir is not None:
         path = newest(run_dir)
-        if path is None and (damaged := by_age(run_dir)):
+        if path is None and (damaged := [*_cut_short(run_dir), *by_age(run_dir)]):
             raise ValueError(
                 f"{name}=auto: no checkpoint under {run_dir} is whole, of {len(damaged)}; remove"
                 " them to begin anew"
