@@ -414,7 +414,7 @@ def test_a_lost_file_is_named(name, whole, tmp_path, capsys):
     assert damage(copy) == f"{name} is missing"
     assert checkpoints.newest(tmp_path) is None
     assert f"{name} is missing; another one is looked for" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="auto: no checkpoint under .* is whole, of 1"):
+    with pytest.raises(ValueError, match=r"auto: no checkpoint under .* is whole, of 1"):
         checkpoints.find("ckpt_path", "auto", tmp_path, tmp_path)
 
 
