@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from guard_helpers import ROWS, Poison, rows, trained, weights
 from litmegalodon.parallel import ChunkParallelStrategy, checkpoint_writing
 from litmegalodon.training.callbacks import SpikeGuard
 from litmegalodon.training.callbacks.spike_guard import Spikes
+from litmegalodon.utils.checkpoint_manifest import damage
 from litmegalodon.utils.errors import Stopped
 from runs import ENVIRONMENT, ROOT, losses, metrics
 
@@ -136,6 +138,29 @@ def test_a_run_goes_back_behind_a_checkpoint_that_failed_and_one_it_did_not_go_o
     poison.batches.update({15, 16})
     trained(tmp_path, *settings, f"ckpt_path={older}")
     assert poison.seen == [15, 16, *range(17, 21)]
+
+
+def test_a_run_goes_back_behind_a_damaged_checkpoint(monkeypatch, tmp_path):
+    load = ChunkParallelStrategy.load_checkpoint
+
+    def damaged(strategy, path):
+        meta = Path(path) / "meta.pt"
+        if "000008" in str(path):
+            meta.write_bytes(meta.read_bytes()[:-1] + b"?")
+        return load(strategy, path)
+
+    # Lightning looks at what the method takes.
+    monkeypatch.setattr(
+        ChunkParallelStrategy,
+        "load_checkpoint",
+        lambda strategy, checkpoint_path, weights_only=None: damaged(strategy, checkpoint_path),
+    )
+    poison = Poison(monkeypatch, "loss", {9, 10})
+    run = trained(tmp_path, "callbacks.spike_guard.patience=2", "trainer.max_steps=12")
+    assert poison.seen == [*range(1, 11), *range(11, 19)]
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["last-step=000008.ckpt", "last-step=000012.ckpt"]
+    assert all(damage(run / "checkpoints" / name) is None for name in kept)
 
 
 def test_a_signal_while_it_goes_back_is_answered_at_the_next_step(monkeypatch, tmp_path):
