@@ -15,6 +15,8 @@ from litmegalodon.utils.command_line import prepare as prepare_command_line
 from litmegalodon.utils.printing import say, short_path
 from litmegalodon.utils.settings import check_values
 
+GIVE_TOKENIZER = "as data/tokenizer=sentencepiece data.tokenizer.path=..."
+
 
 def import_checkpoint(cfg: DictConfig) -> Path:
     """Read, check, write; returns the checkpoint."""
@@ -36,8 +38,17 @@ def import_checkpoint(cfg: DictConfig) -> Path:
             raise ValueError(
                 f"data.tokenizer: has {tokenizer.vocab_size:,} ids and the model knows"
                 f" {foreign.config.vocab_size:,} tokens; give the tokenizer that it was trained"
-                " with, as data/tokenizer=sentencepiece data.tokenizer.path=..."
+                f" with, {GIVE_TOKENIZER}"
             )
+        # Vocabularies are rounded up by less than this.
+        if source != "export" and tokenizer.vocab_size <= foreign.config.vocab_size - 128:
+            say(
+                f"data.tokenizer: has only {tokenizer.vocab_size:,} ids and the model knows"
+                f" {foreign.config.vocab_size:,} tokens; if it was trained with another one, give"
+                f" that, {GIVE_TOKENIZER}"
+            )
+        if cfg.accept_different_norm and source != "megalodon-hf":
+            say("accept_different_norm=true: has no effect, only megalodon-hf's norm is another")
         model = as_model(foreign, f"path={path}")
         origin = {"from": source, "path": Path(path).name}
         write_checkpoint(model, tokenizer, run_settings(cfg, foreign.config), folder, origin)
@@ -51,28 +62,32 @@ def imported_tokenizer(cfg: DictConfig, folder: Path, output: Path) -> Any:
     """The tokenizer, an export's own one copied beside the checkpoint."""
     from hydra.utils import instantiate
 
-    from litmegalodon.interop.exported import TOKENIZER_MODEL, tokenizer_of
+    from litmegalodon.interop.exported import TOKENIZER_MODEL, read_config, tokenizer_of
 
     if cfg["from"] != "export":
         node = cfg.data.tokenizer
         if "path" in node:
             node.path = str(Path(node.path).expanduser().absolute())
         return instantiate(node)
-    tokenizer = tokenizer_of(Path(str(cfg.path)).expanduser(), f"path={cfg.path}")
-    kind = type(tokenizer)
-    cfg.data.tokenizer = {"_target_": f"litmegalodon.data.{kind.__name__}"}
+    place, setting = Path(str(cfg.path)).expanduser(), f"path={cfg.path}"
+    # Whether it is an export at all is the better thing to say first.
+    read_config(place, setting)
+    tokenizer = tokenizer_of(place, setting)
+    if "path" in cfg.data.tokenizer:
+        say("data.tokenizer: has no effect, an export brings the one that it was trained with")
+    node = {"_target_": f"litmegalodon.data.{type(tokenizer).__name__}"}
     if hasattr(tokenizer, "model"):
         (folder / TOKENIZER_MODEL).write_bytes(tokenizer.model)
-        cfg.data.tokenizer = {
-            "_target_": f"litmegalodon.data.{kind.__name__}",
-            "path": str((output / TOKENIZER_MODEL).absolute()),
-        }
+        node["path"] = str((output / TOKENIZER_MODEL).absolute())
+    cfg.data.tokenizer = node
     return tokenizer
 
 
 def run_settings(cfg: DictConfig, config: Any) -> dict[str, Any]:
     """What the configuration of a run with this model would hold."""
-    cfg.model.config = {"_target_": cfg.model.config._target_, **config.to_dict()}
+    # Whatever model= says: only a Megalodon is imported.
+    target = f"litmegalodon.models.{type(config).__name__}"
+    cfg.model.config = {"_target_": target, **config.to_dict()}
     parts = {name: cfg[name] for name in ("seed", "data", "model")}
     return {name: _plain(value) for name, value in parts.items()}
 

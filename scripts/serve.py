@@ -8,7 +8,9 @@ work.
 
 import json
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import chain
 from typing import Any
 
 from litmegalodon.inference import Reader, load_model
@@ -19,19 +21,33 @@ def server(model: Any, tokenizer: Any, port: int = 8000) -> HTTPServer:
     """A server of one model; port 0 takes a free one."""
 
     class Handler(BaseHTTPRequestHandler):
+        # So many seconds a silent client may keep the others waiting.
+        timeout = 60
+
         def do_POST(self) -> None:
+            # A client may leave in the middle of a text.
+            with suppress(ConnectionError):
+                self.answer()
+
+        def answer(self) -> None:
             try:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                asked = dict(json.loads(body))
+                body = self.rfile.read(max(0, int(self.headers.get("Content-Length", 0))))
+                asked = json.loads(body)
+                if not isinstance(asked, dict) or not isinstance(asked.get("prompt", ""), str):
+                    raise ValueError("the body must be a JSON object, and its prompt a text")
                 reader = Reader(model, tokenizer)
                 reader.read(asked.pop("prompt", ""))
                 texts = reader.generate(**asked)
-            except (ValueError, TypeError) as error:
-                return self.send_error(400, " ".join(str(error).split())[:200])
+                # Some mistakes show with the first token only.
+                first = next(texts, "")
+            except (ValueError, TypeError, RuntimeError) as error:
+                # A status line is one line of ASCII.
+                said = " ".join(str(error).split())[:200].encode("ascii", "replace")
+                return self.send_error(400, said.decode())
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.end_headers()
-            for text in texts:
+            for text in chain([first], texts):
                 self.wfile.write(text.encode())
                 self.wfile.flush()
 
@@ -44,6 +60,9 @@ if __name__ == "__main__":
             raise ValueError(
                 "checkpoint: must be given, and a port may: scripts/serve.py last 8000"
             )
-        with server(*load_model(sys.argv[1]), int((sys.argv[2:] or ["8000"])[0])) as serving:
+        port = (sys.argv[2:] or ["8000"])[0]
+        if not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"port={port}: must be a whole number, 0 (a free one) to 65535")
+        with server(*load_model(sys.argv[1]), int(port)) as serving:
             print(f"http://127.0.0.1:{serving.server_port}", flush=True)
             serving.serve_forever()

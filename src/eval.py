@@ -78,6 +78,8 @@ def examine(cfg: DictConfig, trainer: "Trainer", model: Any, examiner: Any, load
         raise KeyboardInterrupt(
             "interrupted: tables are written at the end, there is none"
         ) from None
+    for name in examiner.outputs:
+        say(f"written: {short_path(examiner.dirpath / name)}")
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

@@ -17,8 +17,12 @@ def interpret_kernels() -> None:
 interpret_kernels()
 
 
-def pytest_runtest_setup() -> None:
+def pytest_collectstart() -> None:
     # Importing transformers takes the environment back to the one that Python started with.
+    interpret_kernels()
+
+
+def pytest_runtest_setup() -> None:
     interpret_kernels()
 
 

@@ -84,11 +84,9 @@ def trained(folder: Path, *settings: str, without: str = "none") -> Path:
 
 
 def rows(run) -> list[dict[str, str]]:
-    """A run's metrics as written, without those that are of the machine: times and memory."""
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("tokens_per_second", "memory/", "mfu"))}
-        for row in metrics(run)
-    ]
+    """A run's metrics as written, without those of the machine."""
+    machines = ("tokens_per_second", "mfu", "memory/process_gib")
+    return [{k: v for k, v in row.items() if k not in machines} for row in metrics(run)]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -88,6 +88,20 @@ def test_a_long_validation_says_how_far_it_is(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_a_long_evaluation_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    trainer = fit(tmp_path, 1, callbacks=[TokenProgressBar(plain=True)], enable_progress_bar=True)
+    clock, module = Clock(monkeypatch), trainer.lightning_module
+
+    def read(self, batch, batch_idx):
+        clock.now += 20.0
+
+    monkeypatch.setattr(type(module), "test_step", read, raising=False)
+    capsys.readouterr()
+    trainer.test(module, dataloaders=range(5), verbose=False)
+    said = capsys.readouterr().out.split("\n")
+    assert [line for line in said if "read" in line] == ["batches read 2/5", "batches read 4/5"]
+
+
 def test_validation_alone_counts_no_steps(tmp_path, capsys):
     bar = TokenProgressBar(plain=True)
     trainer = fit(tmp_path, 2, callbacks=[bar], enable_progress_bar=True)

@@ -118,6 +118,8 @@ def test_two_processes_validate_and_read_by_position_as_one_does(trained, tmp_pa
         said = re.search(rf"^{name} +(\S+)$", done.stdout, re.MULTILINE)[1]
         expected = value if isinstance(value, str) else format(value, ".6g")
         assert said == expected or float(said) == pytest.approx(value, rel=1e-5), name
+    for name in ("context.csv", "context.png"):
+        assert f"written: two/{name}\n" in done.stdout
     assert_close(table(tmp_path / "two" / "context.csv"), table(tmp_path / "run" / "context.csv"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import ENVIRONMENT, command, metrics, run
+from runs import ENVIRONMENT, command, last_checkpoint, metrics, run
 
 # The experiment debug, shorter still.
 SHORT = (
@@ -61,7 +61,7 @@ def test_settings_and_parameter_counts_are_logged(trained: tuple[Path, str]) -> 
 
 def test_an_evaluation_gives_the_metrics_of_the_training_run(trained: tuple[Path, str]) -> None:
     folder, _ = trained
-    last = next((folder / "checkpoints").glob("last-*"))
+    last = last_checkpoint(folder)
     # Nothing but the checkpoint is named, by a path with `=` in it.
     done = run("eval", f"ckpt_path={last}", "hydra.run.dir=evaluation", cwd=folder.parent)
     row = [row for row in metrics(folder) if row["val/bpb"]][-1]

@@ -1,6 +1,7 @@
 """Loss by position: what is read, how it is cut, and that ranks make the same calls."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -24,11 +25,12 @@ class Counting(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.inner, self.config, self.calls = model, model.config, 0
+        self.inner, self.config, self.calls, self.longest = model, model.config, 0, 0
 
-    def forward(self, tokens, state=None):
+    def forward(self, tokens, state=None, last_only=False):
         self.calls += 1
-        return self.inner(tokens, state)
+        self.longest = max(self.longest, tokens.shape[1])
+        return self.inner(tokens, state, last_only=last_only)
 
 
 def documents(lengths, rank=0, world=1, **settings):
@@ -78,6 +80,17 @@ def test_a_context_is_the_last_chunks_and_the_tokens_own(model, chunks, tmp_path
             expected.append(losses(model, tokens[:, first : position + 1])[-1])
     found = exam.cut[str(chunks)].nll
     torch.testing.assert_close(found, by_bucket(torch.stack(expected)), rtol=1e-9, atol=1e-9)
+
+
+def test_no_call_is_longer_than_a_piece_however_long_the_context(model):
+    (batch,) = documents([90])
+    counting, exams = Counting(model), []
+    for read_by, piece in ((counting, 2), (model, 100)):
+        exams.append(LossByPosition("unused", contexts=[8], piece=piece))
+        exams[-1].read(read_by, batch)
+    assert counting.longest == 2 * C
+    cut, expected = (exam.cut["8"].nll for exam in exams)
+    torch.testing.assert_close(cut, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_of_the_last_six_chunks_take_the_place_of_all(model, tmp_path):
@@ -142,6 +155,7 @@ def test_the_table_says_what_the_buckets_hold(model, tmp_path):
         ("8", "15", "12"),
         ("16", "31", "4"),
     ]
+    assert float(whole[3]["perplexity"]) == pytest.approx(math.exp(float(whole[3]["loss"])))
     total = sum(int(row["tokens"]) * float(row["loss"]) for row in whole)
     assert metrics["context/whole"] == pytest.approx(total / 30)
     assert set(metrics) == {"context/whole", "context/1_chunk"}

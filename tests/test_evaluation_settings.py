@@ -18,11 +18,23 @@ REFUSED = {
     f"{TASKS} trainer.precision=bf16-mixed": "trainer.precision: has no effect on harness.tasks",
     f"{TASKS} trainer.devices=2": "trainer.devices=2: harness.tasks are asked in one process",
     f"{TASKS} harness.num_fewshot=-1": "harness.num_fewshot=-1: must be a whole number",
+    f"{TASKS} harness.num_fewshot={{arc_easy:1}}": "harness.num_fewshot: arc_easy is not among",
+    f"{FILES} evaluation.prompts=a evaluation.temperature=0 evaluation.top_p=0.5": (
+        "evaluation.top_p: has no effect on evaluation.temperature=0"
+    ),
     f"{TASKS} harness.include_path=nowhere": "harness.include_path=nowhere: is no folder",
     "harness.tasks=hellaswag": "harness.tasks=hellaswag: must be a list of names",
     "evaluation=recall data.seq_len=5": "data.seq_len: has no effect on an evaluation that reads",
     f"{FILES} trainer.limit_val_batches=5": "trainer.limit_val_batches: has no effect on an eval",
     f"{FILES} evaluation.paths=[a.txt] evaluation.top_k=2": "evaluation.top_k: has no effect on f",
+    f"{FILES} evaluation.paths=[a.txt] evaluation.seed=2": "evaluation.seed: has no effect on f",
+    f"{FILES} evaluation.paths=a.txt": "evaluation.paths=a.txt: must be a list; write [a.txt]",
+    "evaluation=context evaluation.contexts=null": "evaluation.contexts=null: must be a list; le",
+    "evaluation=recall evaluation.lengths=64": "evaluation.lengths=64: must be a list; write [64]",
+    "evaluation=context evaluation.reestimate=1": "evaluation.reestimate=1: must be true or false",
+    "evaluation=context evaluation.reestimate=true evaluation.piece=4": (
+        "evaluation.piece: has no effect on evaluation.reestimate"
+    ),
     f"{FILES} evaluation.prompts=a evaluation.text_column=b": "evaluation.text_column: has no eff",
 }
 

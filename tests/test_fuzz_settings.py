@@ -28,6 +28,7 @@ ABOVE_ZERO = (
     "trainer.gradient_clip_val",
     "trainer.strategy.timeout_minutes",
     "callbacks.report.temperature",
+    "callbacks.watchdog.silence_seconds",
     "callbacks.spike_guard.spike_score",
 )
 # Which of these a setting may be, where it is not its type that says so.
@@ -39,10 +40,12 @@ FINE = {
     "data.source.root": TEXT,
     "trainer.default_root_dir": TEXT,
     "logger.csv.save_dir": TEXT,
+    "logger.tensorboard.save_dir": TEXT,
+    **{f"logger.tensorboard.{name}": TEXT for name in ("name", "version", "prefix")},
     **{f"paths.{name}_dir": TEXT for name in ("root", "data", "log", "output", "work")},
     **{
         f"callbacks.{name}.dirpath": TEXT
-        for name in ("last_checkpoint", "best_checkpoint", "report", "spike_guard")
+        for name in ("last_checkpoint", "best_checkpoint", "monitor", "report", "spike_guard")
     },
     **dict.fromkeys(ABOVE_ZERO, 2.5),
 }

@@ -172,6 +172,18 @@ def test_local_tasks_of_every_kind_give_a_table_and_a_file(model, tasks, tmp_pat
     assert metrics["toy_choice/acc"] == right / 4
 
 
+def test_a_task_that_may_show_a_question_solved_before_itself_is_told(
+    model, tasks, tmp_path, capsys
+):
+    text = (tasks / "toy_writing.yaml").read_text().replace("training_split: train\n", "")
+    for name, more in (("bare", ""), ("named", "fewshot_split: test")):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("toy_writing", name) + more)
+    harness = Harness(str(tmp_path), ["bare", "named"], str(tmp_path), limit=1, num_fewshot=1)
+    harness.run(asked_of(model))
+    told = [s for s in capsys.readouterr().out.splitlines() if "may be the very question" in s]
+    assert [line.partition(":")[0] for line in told] == ["bare"]
+
+
 def test_an_interrupt_leaves_what_is_finished_and_says_so(model, tasks, tmp_path):
     harness = Harness(str(tmp_path), ["toy_rolling", "toy_writing"], str(tasks), limit=2)
     asked = asked_of(model)

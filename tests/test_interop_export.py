@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from export_checkpoint import export_checkpoint
+from hydra.utils import instantiate
 from import_checkpoint import import_checkpoint
 from omegaconf import OmegaConf
 from safetensors import safe_open
@@ -42,6 +43,11 @@ def composed_import(source, path, output, *more):
     )  # fmt: skip
 
 
+REFERENCE_FIELDS = """
+    vocab_size num_layers model_dim z_dim value_dim num_heads ffn_hidden_dim cema_ndim chunk_size
+    norm_num_groups norm_affine norm_eps rope_base swiglu rescale_nffn scale_emb share_emb
+    output_size dropout hidden_dropout attention_dropout init_mode
+"""
 SOURCE = {"hf": "export", "safetensors": "export", "reference": "reference"}
 
 
@@ -89,6 +95,32 @@ def test_a_tokenizer_of_a_model_file_goes_with_the_weights(tmp_path):
     loaded, tokenizer = load_model(again)
     assert tokenizer.fingerprint == wanted.fingerprint
     assert_same_weights(loaded, model)
+    train_tokenizer(tmp_path / "export" / "tokenizer.model", vocab_size=390)
+    with pytest.raises(ValueError, match=r"its files make .*give it the tokenizer.model"):
+        load_model(tmp_path / "export")
+
+
+def test_an_import_says_what_has_no_effect_and_what_may_be_another_s(tmp_path, capsys):
+    model = hard_model(hard_config(vocab_size=400), torch.float32)
+    checkpoint = write_checkpoint(model, tmp_path / "run")
+    export(checkpoint, tmp_path / "reference", "reference")
+    given = ("reference", tmp_path / "reference", tmp_path / "a", "accept_different_norm=true")
+    import_checkpoint(composed_import(*given))
+    said = capsys.readouterr().out
+    assert "accept_different_norm=true: has no effect" in said
+    assert "data.tokenizer: has only 258 ids and the model knows 400 tokens" in said
+    export(checkpoint, tmp_path / "export", "hf")
+    sentencepiece = ("data/tokenizer=sentencepiece", "data.tokenizer.path=none.model")
+    given = ("export", tmp_path / "export", tmp_path / "b", *sentencepiece, "model=llama")
+    import_checkpoint(composed_import(*given))
+    said = capsys.readouterr().out
+    assert "data.tokenizer: has no effect, an export brings the one" in said
+    assert "has only" not in said
+    saved = OmegaConf.load(tmp_path / "b" / ".hydra" / "config.yaml")
+    assert instantiate(saved.model.config) == model.config
+    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path / "run", "no config.j")):
+        with pytest.raises(ValueError, match=f"path=.*there is {message}"):
+            import_checkpoint(composed_import("export", path, tmp_path / "c"))
 
 
 def test_a_shard_is_no_larger_than_asked_and_no_more_is_read_at_once(
@@ -106,6 +138,7 @@ def test_a_shard_is_no_larger_than_asked_and_no_more_is_read_at_once(
     largest = max(p.nbytes for p in model.parameters())
     assert len(read) > 3
     assert all(size <= max(6000, largest) for size in read)
+    assert len({file.stat().st_mode for file in (tmp_path / "export").iterdir()}) == 1
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     names = {f"model.{name}" for name, _ in model.named_parameters()}
     assert index["weight_map"].keys() == names
@@ -167,6 +200,9 @@ def test_the_reference_s_form_has_its_names_shapes_and_buffers(model, checkpoint
         assert found[name].dtype == value.dtype, name
     about = json.loads((tmp_path / "export" / "consolidate_config.json").read_text())
     assert about == {"model_parallel_size": 1, "dtype": "fp32"}
+    # Of its ModelConf, which takes no other names.
+    sizes = json.loads((tmp_path / "export" / "config.json").read_text())["model"]
+    assert sizes.keys() == set(REFERENCE_FIELDS.split())
 
 
 def test_nothing_is_left_of_an_export_that_fails(checkpoint, tmp_path, monkeypatch):
@@ -212,6 +248,10 @@ def test_a_damaged_or_cut_export_is_refused_in_one_sentence(checkpoint, tmp_path
     (folder / "config.json").write_text(json.dumps(settings | {"ffn_hidden_dim": 13}))
     with pytest.raises(ValueError, match=r"fc1.weight has shape .*its config says"):
         load_model(folder)
+    # Sizes beyond any memory, of which none is taken before the files are looked at.
+    (folder / "config.json").write_text(json.dumps(settings | {"ffn_hidden_dim": 10**13}))
+    with pytest.raises(ValueError, match=r"fc1.weight has shape .*its config says"):
+        load_model(folder)
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": "megalodon"}))
     with pytest.raises(ValueError, match=r"of a model megalodon, not of an export"):
         load_model(folder)
@@ -223,7 +263,10 @@ def test_the_card_says_what_the_checkpoint_tells_and_what_is_unknown(model, tmp_
     meta |= {"tokens": 123456, "TextDataModule": {"source.fingerprint": "abcd", "seq_len": 64}}
     torch.save(meta, checkpoint / "meta.pt")
     source = {"_target_": "litmegalodon.data.FilesSource", "paths": ["/home/someone/books"]}
+    # As a mixture's sources are.
+    source["nested"] = {"mine": {"paths": ["~someone/letters", "../someone/diary", "kept/as/is"]}}
     saved = {"data": {"tokenizer": {"_target_": "litmegalodon.data.ByteTokenizer"}}}
+    saved["init_from"] = "/home/someone/their-run"
     saved["data"]["source"] = source
     OmegaConf.save(saved, tmp_path / "my-run" / ".hydra" / "config.yaml")
     rows = "step,val/loss,val/ppl,val/bpb\n10,3.0,20.1,4.5\n20,2.0,7.4,3.25\n30,1.0,2.7,1.5\n"
@@ -239,6 +282,8 @@ def test_the_card_says_what_the_checkpoint_tells_and_what_is_unknown(model, tmp_
         "| val/bpb | 3.2500 after step 20,",
         "| source | FilesSource |",
         "| source.paths | ['books'] |",
+        "| source.nested | {'mine': {'paths': ['letters', 'diary', 'kept/as/is']}} |",
+        "| began from | the weights of their-run, whose training is not counted |",
         "| source.fingerprint | abcd |",
         "| chunk_size | 16 |",
         "Licence: unknown. The author has to fill it in",

@@ -142,6 +142,13 @@ def test_masks_that_hide_what_no_padding_is_are_refused(model):
     with pytest.raises(ValueError, match=r"padding stands after its text.*pad on the left"):
         model(tokens, past_key_values=behind)
     cache = model(tokens).past_key_values
+    # Also where a mask of another shape hides nothing.
+    for shape, past in (((2, 5), None), ((2, 1, 6, 6), None), ((1, 6), None), ((2, 11), cache)):
+        with pytest.raises(ValueError, match=r"attention_mask has shape .*must be \[2, 6\]"):
+            model(tokens, torch.ones(shape), past_key_values=past)
+    for given in ({"logits_to_keep": torch.tensor([1])}, {"logits_to_keep": 1, "labels": tokens}):
+        with pytest.raises(ValueError, match=r"logits_to_keep=.*: must be how many last tokens"):
+            model(tokens, **given)
     with pytest.raises(ValueError, match="hides tokens after those of past_key_values"):
         model(tokens, torch.tensor([[1] * 12, [1] * 8 + [0] * 4]), past_key_values=cache)
     for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
@@ -149,6 +156,19 @@ def test_masks_that_hide_what_no_padding_is_are_refused(model):
             model(tokens, **{name: True})
     with pytest.raises(ValueError, match="input_ids: is needed"):
         model()
+
+
+@torch.no_grad()
+def test_padding_before_a_text_is_refused_where_attention_has_no_chunks():
+    own = byte_model(torch.float32, chunk_size=None)
+    model = hf.MegalodonForCausalLM(hf.MegalodonConfig(**own.config.to_dict())).eval()
+    model.model.load_state_dict(own.state_dict())
+    tokens = torch.randint(0, 256, (2, 40))
+    assert_equal(model(tokens).logits, own(tokens)[0], 0)
+    mask = torch.ones_like(tokens)
+    mask[1, :3] = 0
+    with pytest.raises(ValueError, match=r"attention_mask: .*model.config.chunk_size=null"):
+        model(tokens, mask)
 
 
 def test_greedy_texts_of_a_padded_batch_are_those_of_our_own_reader(model, own, tokenizer, batch):
@@ -366,6 +386,14 @@ def test_the_tokenizer_gives_our_own_ids_and_text_for_every_text(sentencepiece, 
         assert (again.bos_token_id, again.eos_token_id) == (own.bos_id, own.eos_id)
         assert again.decode([own.bos_id, own.eos_id]) == again.bos_token + again.eos_token
         assert again.convert_tokens_to_ids(again.convert_ids_to_tokens(ids)) == ids
+        # A token of a user's own, as fine-tuning adds one.
+        again.add_special_tokens({"pad_token": "<pad>"})
+        pad = again.pad_token_id
+        assert pad == own.vocab_size
+        assert again.decode([pad, *ids, own.eos_id]) == "<pad>" + own.decode(ids) + again.eos_token
+        assert again.decode([pad, *ids], skip_special_tokens=True) == own.decode(ids)
+        with pytest.raises(ValueError, match="tokenizer"):
+            again.decode([pad + 1])
 
 
 def test_another_tokenizer_than_the_model_s_is_refused(sentencepiece, tmp_path):

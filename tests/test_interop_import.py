@@ -18,7 +18,7 @@ from interop_helpers import (
     write_reference,
 )
 from litmegalodon.interop import as_model, read_foreign
-from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models import LlamaConfig, Megalodon, MegalodonConfig
 from litmegalodon.ops.chunk_attention.rope import rotate, rotation
 
 
@@ -73,6 +73,9 @@ def test_a_file_alone_takes_the_sizes_that_it_is_given(model, tmp_path):
     assert_same_weights(imported("reference", file, config=model.config), model)
     with pytest.raises(ValueError, match=r"there is no config.json beside it; give the model's"):
         read_foreign("reference", file)
+    other = LlamaConfig(vocab_size=264, num_layers=1, model_dim=16, num_heads=2, ffn_hidden_dim=16)
+    with pytest.raises(ValueError, match=r"is a Megalodon, and model= gives a llama; leave it out"):
+        read_foreign("reference", file, other)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,39 @@ def test_what_holds_more_than_tensors_is_refused(model, tmp_path):
     torch.save({"model": reference_tensors(model)}, tmp_path / "consolidated.pth")
     with pytest.raises(ValueError, match="holds more than tensors by their names"):
         read_foreign("reference", tmp_path / "consolidated.pth", model.config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        (lambda value: value.long(), r"embed.weight is torch.int64, .*floating-point"),
+        (lambda value: value + 0j, r"embed.weight is torch.complex64, .*floating-point"),
+        (lambda value: value.to_sparse(), r"embed.weight is .*sparse_coo.*dense"),
+        (lambda value: value.to("meta"), r"embed.weight is .*on meta"),
+        (lambda value: value.log(), r"embed.weight holds NaN or infinite values"),
+    ),
+    ids=("int", "complex", "sparse", "meta", "nan"),
+)
+def test_weights_that_are_no_finite_numbers_are_refused(model, change, message, tmp_path):
+    file = write_reference(model, tmp_path / "reference") / "consolidated.pth"
+    tensors = reference_tensors(model)
+    torch.save(tensors | {"embed.weight": change(tensors["embed.weight"])}, file)
+    with pytest.raises(ValueError, match=message):
+        imported("reference", tmp_path / "reference")
+
+
+@pytest.mark.parametrize("name", ("chunk_size", "norm_num_groups", "norm_eps", "num_layers"))
+def test_a_config_that_leaves_out_what_no_shape_tells_is_refused(model, name, tmp_path):
+    for source, write in (("reference", write_reference), ("megalodon-hf", write_megalodon_hf)):
+        file = write(model, tmp_path / source) / "config.json"
+        found = json.loads(file.read_text())
+        del found.get("model", found)[name]
+        file.write_text(json.dumps(found))
+        with pytest.raises(ValueError, match=rf"config.json lacks {name}, which the model cannot"):
+            read_foreign(source, tmp_path / source, accept_different_norm=True)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config.json cannot be read \(it is nested too deep"):
+        read_foreign(source, tmp_path / source, accept_different_norm=True)
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -217,9 +253,23 @@ def test_megalodon_hf_ties_its_head_where_the_file_does(tmp_path):
     assert read_foreign("megalodon-hf", folder, accept_different_norm=True).config.share_emb
 
 
-def test_an_index_that_points_elsewhere_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "file", ("../secret.safetensors", "/secret.safetensors", "..", "", None, "config.json")
+)
+def test_an_index_that_points_elsewhere_is_refused(file, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    index = {"weight_map": {"a": "../secret.safetensors"}}
+    index = {"weight_map": {"a": file}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="names files outside the folder"):
+    with pytest.raises(ValueError, match=r"names files outside the folder|which holds no weights"):
         read_foreign("megalodon-hf", tmp_path, accept_different_norm=True)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(model, tmp_path):
+    folder = write_megalodon_hf(model, tmp_path / "hf")
+    for number in (1, 2):
+        save_file({"same": torch.zeros(number)}, folder / f"{number}.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"same is in 2.safetensors and in a file before it"):
+        read_foreign("megalodon-hf", folder, accept_different_norm=True)

@@ -115,6 +115,17 @@ def test_ranks_make_the_same_calls_and_ask_every_question_once(tmp_path):
     assert torch.equal(right, whole.answers.right)
 
 
+def test_every_task_has_questions_at_the_lengths_and_distances_by_default():
+    for chunk_size in (16, 256):
+        exam = Recall("unused", tasks=["recall", "passkey", "copy"], chunk_size=chunk_size)
+        for name in exam.tasks:
+            lengths = {cell.length for cell in exam.cells if cell.task == name}
+            assert lengths == set(default_lengths(chunk_size))
+        assert [c.distance for c in exam.cells if c.task == "copy"][:2] == [65, 129]
+        for cell in exam.cells:
+            question(cell.task, cell.length, cell.distance)
+
+
 def test_distances_go_from_within_a_chunk_to_many_chunks():
     assert default_lengths(256) == [128, 256, 512, 1024, 2048, 4096]
     assert default_lengths(4096) == [2048, 4096, 8192, 16384, 32768, 65536]
@@ -136,6 +147,14 @@ def test_settings_out_of_range_are_named():
         ({"samples": 0}, r"evaluation\.samples=0: must be a whole number, at least 1"),
         ({"lengths": [64, 1.5]}, r"evaluation\.lengths=1\.5: must be a whole number"),
         ({"lengths": [64], "distances": [64]}, r"evaluation\.distances=\[64\]: none fits recall"),
+        (
+            {"tasks": ["recall"], "lengths": [64], "distances": [16, 500]},
+            r"evaluation\.distances=\[16, 500\]: with \[500\] no question can be made",
+        ),
+        (
+            {"tasks": ["recall"], "lengths": [10, 64]},
+            r"evaluation\.lengths=\[10, 64\]: with \[10\] no question",
+        ),
         (
             {"lengths": [64]},
             r"evaluation\.distances=null: none fits passkey .* at least 85, a dist",

@@ -1,20 +1,23 @@
 """scripts/serve.py streams what the model writes."""
 
 import json
+import runpy
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
 
 import pytest
+import serve
 import torch
-from serve import server
 
 from inference_helpers import TOKENIZER, byte_model, reader
 
 
 @pytest.fixture
 def address():
-    with server(byte_model(torch.float32), TOKENIZER, port=0) as serving:
+    with serve.server(byte_model(torch.float32), TOKENIZER, port=0) as serving:
         thread = threading.Thread(target=serving.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{serving.server_port}"
@@ -37,13 +40,36 @@ def test_it_writes_what_our_own_reader_does(address):
     (
         ({"temperature": -1}, "temperature=-1: must be 0"),
         ({"nonsense": 1}, "nonsense"),
-        ("abc", "length"),
-        ({"prompt": 7}, "not iterable"),
+        ({"\u6f22": 1}, "unexpected keyword"),
+        ({"seed": "x"}, "seed|str"),
+        ("abc", "must be a JSON object"),
+        ({"prompt": ["a", "b"]}, "its prompt a text"),
     ),
-    ids=("temperature", "unknown", "no object", "no text"),
+    ids=("temperature", "unknown", "no latin", "seed", "no object", "no text"),
 )
 def test_a_mistake_is_answered_in_a_sentence_and_the_next_one_served(address, content, message):
     with pytest.raises(urllib.error.HTTPError, match=message) as error:
         ask(address, content)
     assert error.value.code == 400
     assert ask(address, {"prompt": "abc", "max_new_tokens": 2})
+
+
+def test_a_client_that_leaves_keeps_nobody_waiting(address, capfd):
+    host, port = address.removeprefix("http://").split(":")
+    asked = json.dumps({"max_new_tokens": 3000, "temperature": 1}).encode()
+    for length, body in ((len(asked), asked), (-1, b"")):
+        with socket.create_connection((host, int(port))) as gone:
+            gone.sendall(b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (length, body))
+            gone.recv(20)
+            # Closed at once, with what is on its way thrown away.
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert ask(address, {"prompt": "abc", "max_new_tokens": 2})
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("port", ("abc", "-1", "65536"))
+def test_a_port_that_is_none_is_refused_in_a_sentence(port, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["serve.py", "last", port])
+    with pytest.raises(SystemExit):
+        runpy.run_path(serve.__file__, run_name="__main__")
+    assert f"port={port}: must be a whole number, 0" in capsys.readouterr().err

@@ -104,6 +104,22 @@ def test_a_text_that_another_begins_with_and_equal_ones_end_where_they_end():
     assert found == dict(enumerate(texts))
 
 
+def test_a_short_text_is_not_read_on_beside_a_long_one(model):
+    called = []
+    reader = SharedReader(model, batch_size=3, piece_tokens=16)
+    call = reader._call
+
+    def counted(tokens, *arguments, **settings):
+        called.append(tokens.size)
+        return call(tokens, *arguments, **settings)
+
+    reader._call = counted
+    lengths = (200, 3, 30)
+    list(reader.score([(opened(), letters(n, n)) for n in lengths]))
+    # A text is padded to the end of a piece at most.
+    assert sum(called) <= 1 + sum(-(-(n - 1) // 16) * 16 for n in lengths)
+
+
 def test_few_memories_are_alive_however_many_texts_wait(model):
     texts = [opened(letters(60, i), letters(5, j)) for i in range(12) for j in range(3)]
     seen, most = [], 0

@@ -71,6 +71,8 @@ class LossByPosition(nn.Module):
     """
 
     reads_held_out = True
+    # Names of what is written.
+    outputs = ("context.csv", "context.png")
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class LossByPosition(nn.Module):
         for start, nll in self._whole(model, tokens, longest):
             _add(self.whole, start, nll, first)
         for k in self.contexts:
-            for start, nll in _windows(model, tokens, longest, k):
+            for start, nll in _windows(model, tokens, longest, k, self.piece):
                 _add(self.cut[str(k)], start, nll, first)
 
     def results(self, is_main: bool) -> dict[str, Tensor]:
@@ -113,9 +115,9 @@ class LossByPosition(nn.Module):
             found[f"{k} chunk{'s' if k > 1 else ''}"] = self.cut[str(k)].compute()
         if is_main:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            _write(self.dirpath / "context.csv", found)
+            _write(self.dirpath / self.outputs[0], found)
             curves = {name: _curve(*values) for name, values in found.items()}
-            draw_losses(self.dirpath / "context.png", curves)
+            draw_losses(self.dirpath / self.outputs[1], curves)
         return {
             f"context/{name.replace(' ', '_')}": (loss.nan_to_num() * tokens).sum() / tokens.sum()
             for name, (loss, tokens) in found.items()
@@ -129,7 +131,8 @@ class LossByPosition(nn.Module):
         for start in range(0, longest, size):
             piece = tokens[:, start : start + size]
             logits, state = _call(model, piece, state)
-            yield start + 1, _nll(logits, tokens[:, start + 1 : start + 1 + size])
+            targets = tokens[:, start + 1 : start + 1 + size]
+            yield start + 1, _nll(logits, targets, model.config.chunk_size)
             if self.reestimate:
                 state = self._reestimated(model, tokens, start + size, longest, state)
 
@@ -140,7 +143,7 @@ class LossByPosition(nn.Module):
         if end < REESTIMATE_FROM * chunk or end > longest:
             return state
         window = tokens[:, end - REESTIMATE_OVER * chunk : end]
-        _, fresh = _call(model, window, None)
+        _, fresh = _call(model, window, None, last_only=True)
         if tokens.shape[1] < end:
             return state
         layers = tuple(
@@ -151,27 +154,38 @@ class LossByPosition(nn.Module):
 
 
 def _windows(
-    model: Megalodon, tokens: Tensor, longest: int, chunks: int
+    model: Megalodon, tokens: Tensor, longest: int, chunks: int, piece: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """(position of the first, losses) of the tokens, each chunk read after `chunks` - 1 others."""
+    """(position of the first, losses) of the tokens, each chunk read after `chunks` - 1 others,
+    these in pieces of `piece` chunks.
+    """
     size = model.config.chunk_size
     for start in range(0, longest, size):
-        first = max(0, start - (chunks - 1) * size)
-        logits, _ = _call(model, tokens[:, first : start + size], None)
-        yield start + 1, _nll(logits[:, start - first :], tokens[:, start + 1 : start + 1 + size])
+        state = None
+        for first in range(max(0, start - (chunks - 1) * size), start, piece * size):
+            before = tokens[:, first : min(first + piece * size, start)]
+            _, state = _call(model, before, state, last_only=True)
+        logits, _ = _call(model, tokens[:, start : start + size], state)
+        yield start + 1, _nll(logits, tokens[:, start + 1 : start + 1 + size], size)
 
 
-def _call(model: Megalodon, piece: Tensor, state: MegalodonState | None):
+def _call(
+    model: Megalodon, piece: Tensor, state: MegalodonState | None, last_only: bool = False
+) -> tuple[Tensor, MegalodonState | None]:
     """A forward pass, of one token where there is none left: sharded parameters need the call."""
     if piece.shape[1]:
-        return model(piece, state)
+        return model(piece, state, last_only=last_only)
     logits, _ = model(piece.new_zeros(1, 1))
     return logits[:, :0], state
 
 
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    count = targets.shape[1]
-    return cross_entropy(logits[0, :count].double(), targets[0], reduction="none")
+def _nll(logits: Tensor, targets: Tensor, size: int) -> Tensor:
+    """Losses float64 [n] of the targets [1, n], `size` at a time: so many logits are copied."""
+    found = [
+        cross_entropy(some[: len(wanted)].double(), wanted, reduction="none")
+        for some, wanted in zip(logits[0].split(size), targets[0].split(size), strict=False)
+    ]
+    return torch.cat(found)
 
 
 def _add(metric: PositionLoss, start: int, nll: Tensor, first: int) -> None:
@@ -188,8 +202,9 @@ def _curve(loss: Tensor, tokens: Tensor) -> list[tuple[int, float]]:
 def _write(path: Path, found: dict[str, tuple[Tensor, Tensor]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["context", "from", "to", "tokens", "loss"])
+        writer.writerow(["context", "from", "to", "tokens", "loss", "perplexity"])
         for name, (loss, tokens) in found.items():
             for i in range(BUCKETS):
                 if tokens[i]:
-                    writer.writerow([name, 2**i, 2 ** (i + 1) - 1, int(tokens[i]), float(loss[i])])
+                    place = (name, 2**i, 2 ** (i + 1) - 1, int(tokens[i]))
+                    writer.writerow([*place, float(loss[i]), float(loss[i].exp())])

@@ -6,11 +6,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+# The scale of losses is made from this position on.
+SETTLED = 32
 CHUNK = {"color": "crimson", "linestyle": "--", "linewidth": 1.4, "label": "a chunk"}
 
 
 def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Draw loss against position, both ends of a bucket joined, one curve a context length."""
+    """Draw loss against position, one curve a context length.
+
+    The scale is of what comes from position SETTLED on: on one with the first tokens' losses all
+    curves would lie on each other. Those may stand outside the picture.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
@@ -21,6 +27,10 @@ def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -
         # A bucket's loss at the middle of its positions, on a scale of powers of two.
         positions = [first * 1.5 for first, _ in curve]
         axes.plot(positions, [loss for _, loss in curve], marker="o", ms=3, label=label, **style)
+    settled = [loss for curve in curves.values() for first, loss in curve if first >= SETTLED]
+    if settled:
+        margin = max(0.05, 0.15 * (max(settled) - min(settled)))
+        axes.set_ylim(min(settled) - margin, max(settled) + margin)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of the document before")
     axes.set_ylabel("loss, nats a token")
@@ -62,7 +72,7 @@ def draw_recall(
     panels[0].set_ylabel("length of the text, bytes")
     if panels[0].lines:
         panels[0].legend(loc="lower right", fontsize=8)
-    figure.colorbar(image, ax=list(panels), label=f"right answers of {samples}", pad=0.01)
+    figure.colorbar(image, ax=list(panels), label=f"right, share of {samples}", pad=0.01)
     figure.savefig(path, dpi=150)
 
 

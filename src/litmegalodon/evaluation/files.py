@@ -93,6 +93,8 @@ class Files(nn.Module):
                 " of prompts, as evaluation.prompts=prompts.jsonl"
             )
         self.dirpath, self.paths, self.prompts = Path(dirpath), list(paths), prompts
+        # Names of what is written.
+        self.outputs = ([TABLE] if self.paths else []) + ([TEXTS] if prompts is not None else [])
         self.text_column, self.prompt_column = text_column, prompt_column
         self.batch_size, self.piece = batch_size, piece
         self.drawing = {"max_new_tokens": max_new_tokens, "seed": seed, **drawing}

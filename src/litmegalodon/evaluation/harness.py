@@ -48,7 +48,8 @@ class Harness:
         reported: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
     ) -> None:
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        logging.getLogger("lm_eval").setLevel(logging.WARNING)
+        logging.getLogger("lm_eval.api.task").addFilter(_is_news)
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         self.path, self.seed = Path(dirpath) / FILE, seed
@@ -93,6 +94,7 @@ class Harness:
         found["complete"] = True
         self._write(found)
         self._compare(found["results"] | found["groups"])
+        say(f"written: {short_path(self.path)}")
         return {
             f"{task}/{metric.removesuffix(',none')}": value
             for task, metrics in found["results"].items()
@@ -114,6 +116,12 @@ class Harness:
             else:
                 number = own if shots is None else shots
                 task.set_config(key="num_fewshot", value=number or 0)
+                if number and _may_show_the_answer(task):
+                    say(
+                        f"{part}: solved examples are drawn from the questions that are asked, and"
+                        " may be the very question that follows; name others in its task file with"
+                        " training_split or fewshot_split"
+                    )
             task.set_fewshot_seed(seed=self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)
@@ -146,6 +154,24 @@ class Harness:
             ours = f"{found[0]:.4g}" if found else "not given as one number"
             told = ", ".join(f"{whose} {number:g}" for whose, number in others.items())
             say(f"{task} {metric or ''}: {ours}; reported: {told}")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a warning is more than that a metric is summed up in the usual way."""
+    return "using default" not in record.getMessage()
+
+
+def _may_show_the_answer(task: Any) -> bool:
+    """Whether solved examples are from the split that is asked, a question's own not left out."""
+    own = getattr(task, "fewshot_cfg", None)
+    if own is None or (own.samples is not None and own.split is None):
+        return False
+    if own.split is not None:
+        # The harness leaves a question's own out where its split is named as test_split.
+        return not task.has_test_docs() and own.split == task.config.validation_split
+    if task.has_training_docs():
+        return False
+    return task.has_validation_docs() != task.has_test_docs()
 
 
 def _manager(tasks: Sequence[str], include_path: str | None) -> Any:

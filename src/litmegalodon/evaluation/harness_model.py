@@ -101,9 +101,12 @@ class HarnessModel(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-likelihoods of whole texts, each token after all that stand before it."""
-        texts = [((), [], self.tok_encode(*request.args)) for request in requests]
-        scored = self._loglikelihood_tokens(texts, disable_tqdm)
-        return [likelihood for likelihood, _ in scored]
+        texts = [self.tok_encode(*request.args) for request in requests]
+        # Those that are read together are about as long.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        scored = self._loglikelihood_tokens([(("", ""), [], texts[i]) for i in order], disable_tqdm)
+        found = dict(zip(order, scored, strict=True))
+        return [found[i][0] for i in range(len(texts))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts that follow contexts, up to the first stop string or the document's end.

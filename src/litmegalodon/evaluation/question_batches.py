@@ -52,7 +52,8 @@ def default_lengths(chunk_size: int) -> list[int]:
 def cells_of(
     tasks: Sequence[str], lengths: Sequence[int], distances: Sequence[int] | None
 ) -> list[Cell]:
-    """Tasks at all lengths and those distances that fit them; None: powers of two.
+    """Tasks at all lengths and those distances that fit them; None: powers of two, where none fits
+    the nearest.
 
     Raises:
         ValueError: nothing fits a task.
@@ -65,7 +66,8 @@ def cells_of(
             if length < task.least_length:
                 continue
             low, high = task.nearest(length), task.farthest(length)
-            wanted = _powers(1, high) if distances is None else distances
+            # No power of two fits a copy in as many bytes: the nearest is the longest copy.
+            wanted = (_powers(low, high) or [low]) if distances is None else distances
             fitting += [Cell(name, length, d) for d in wanted if low <= d <= high]
         if not fitting:
             least = task.least_length

@@ -85,6 +85,8 @@ class Recall(nn.Module):
     """
 
     reads_held_out = False
+    # Names of what is written.
+    outputs = ("recall.csv", "recall.png")
 
     def __init__(
         self,
@@ -117,6 +119,13 @@ class Recall(nn.Module):
         self.cells = cells_of(
             self.tasks, sizes, None if distances is None else sorted({*distances})
         )
+        for name, given in (("lengths", lengths), ("distances", distances)):
+            used = {getattr(cell, name[:-1]) for cell in self.cells}
+            if unused := sorted({*(given or [])} - used):
+                raise ValueError(
+                    f"evaluation.{name}={list(given or [])}: with {unused} no question can be made"
+                    f" for the tasks {', '.join(self.tasks)}; leave them out"
+                )
         self.answers = Answers(len(self.cells))
 
     def loader(self, tokenizer: Tokenizer, trainer: Trainer) -> DataLoader:
@@ -154,7 +163,7 @@ class Recall(nn.Module):
         error = (right * (1 - right) / asked).sqrt()
         if is_main:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            with (self.dirpath / "recall.csv").open("w", newline="") as file:
+            with (self.dirpath / self.outputs[0]).open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(COLUMNS)
                 for i, cell in enumerate(self.cells):
@@ -165,7 +174,7 @@ class Recall(nn.Module):
                 (cell.task, cell.length, cell.distance): value
                 for cell, value in zip(self.cells, right.tolist(), strict=True)
             }
-            draw_recall(self.dirpath / "recall.png", found, self.samples, self.chunk_bytes)
+            draw_recall(self.dirpath / self.outputs[1], found, self.samples, self.chunk_bytes)
         return {
             f"recall/{name}": right[[c.task == name for c in self.cells]].mean()
             for name in self.tasks

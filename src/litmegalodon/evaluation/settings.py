@@ -13,7 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 OF_VALIDATION = ("data.", "trainer.limit_val_batches")
 OF_TRAINER = ("data.", "model.", "trainer.", "callbacks", "logger")
 EXCEPTIONS = ("data.tokenizer", "trainer.accelerator")
-OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "temperature", "top_k", "top_p")
+OF_DRAWING = ("seed", "top_k", "top_p", "min_p")
+OF_PROMPTS = ("prompt_column", "max_new_tokens", "stop", "temperature", *OF_DRAWING)
+# Settings of the group evaluation that are lists, and whether null is a value too.
+LISTS = {"paths": False, "tasks": False, "contexts": False, "lengths": True, "distances": True}
 
 
 def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -38,15 +41,36 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for name in typed:
         if name.startswith("harness.") and name != "harness.tasks":
             raise ValueError(f"{name}: has no effect without tasks, as harness.tasks=[hellaswag]")
-    if not evaluation or evaluation._target_.endswith("LossByPosition"):
+    if not evaluation:
+        return
+    _check_kinds(evaluation)
+    if evaluation._target_.endswith("LossByPosition"):
+        if evaluation.reestimate is True:
+            _refuse(typed, ["evaluation.piece"], "evaluation.reestimate: 2 chunks are read at once")
         return
     _refuse(typed, OF_VALIDATION, "an evaluation that reads text of its own")
     if not evaluation._target_.endswith("Files"):
         return
+    if evaluation.temperature == 0:
+        names = [f"evaluation.{name}" for name in OF_DRAWING]
+        _refuse(typed, names, "evaluation.temperature=0, which takes the likeliest token")
     if evaluation.prompts is None:
         _refuse(typed, [f"evaluation.{name}" for name in OF_PROMPTS], "files without prompts")
     elif not evaluation.paths:
         _refuse(typed, ["evaluation.text_column"], "prompts alone")
+
+
+def _check_kinds(evaluation: DictConfig) -> None:
+    for name, may_be_null in LISTS.items():
+        value = evaluation.get(name)
+        is_good = OmegaConf.is_list(value) or (value is None and may_be_null)
+        if name in evaluation and not is_good:
+            fix = "leave it out for its default" if value is None else f"write [{value}]"
+            given = "null" if value is None else value
+            raise ValueError(f"evaluation.{name}={given}: must be a list; {fix}")
+    reestimate = evaluation.get("reestimate", False)
+    if not isinstance(reestimate, bool):
+        raise ValueError(f"evaluation.reestimate={reestimate}: must be true or false")
 
 
 def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
@@ -60,6 +84,12 @@ def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None
             f"harness.num_fewshot={shots}: must be a whole number, at least 0, or one by task, as"
             " {mmlu: 5}, or null for the tasks' own"
         )
+    for name in _typed_shots(typed):
+        if name not in tasks:
+            raise ValueError(
+                f"harness.num_fewshot: {name} is not among harness.tasks={tasks}, by whose names"
+                " the numbers go"
+            )
     place = harness["include_path"]
     if place is not None and not any(Path(place).rglob("*.yaml")):
         raise ValueError(f"harness.include_path={place}: is no folder that holds a .yaml file")
@@ -74,6 +104,14 @@ def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None
             "harness.tasks: need lm-evaluation-harness, which is not installed;"
             " pip install 'litmegalodon[eval]'"
         )
+
+
+def _typed_shots(typed: Mapping[str, Any]) -> list[str]:
+    """Tasks that a number of solved examples was typed for."""
+    before = "harness.num_fewshot"
+    found = [name[len(before) + 1 :] for name in typed if name.startswith(f"{before}.")]
+    given = typed[before].value() if before in typed else None
+    return [*found, *map(str, given)] if isinstance(given, dict) else found
 
 
 def _refuse(typed: Mapping[str, Any], names: Sequence[str], what: str) -> None:

@@ -3,7 +3,7 @@
 The texts are laid out as a tree whose nodes are stretches of tokens; a node is read from the memory
 at its parent's end. What is ready to be read lies on a stack, so that few memories are alive at a
 time, and is read several rows together. Rows of unequal length are not padded: the shorter ones
-leave the batch.
+leave the batch. Continuations are, to the end of a piece at most.
 
 Shapes: B rows, L tokens, V vocabulary entries.
 """
@@ -174,28 +174,36 @@ class SharedReader:
     def _scored(
         self, waiting: Sequence[tuple[int, Memory, np.ndarray, float, bool]]
     ) -> Iterator[tuple[int, float, bool]]:
-        """Score what follows the first tokens of continuations, padded to the longest of them."""
+        """Score what follows the first tokens of continuations.
+
+        A piece is padded to the longest of them; those that end in it leave the batch.
+        """
         indices, memories, texts, likelihoods, greedy = map(list, zip(*waiting, strict=True))
-        memory = self._joined(memories)
-        longest = max(map(len, texts)) - 1
+        rows, start, memory = list(range(len(texts))), 0, self._joined(memories)
         vocabulary = self.model.config.num_outputs
-        piece = min(self.piece_tokens, max(1, LOGITS // (len(texts) * vocabulary)))
-        for start in range(0, longest, piece):
-            size = min(piece, longest - start)
-            tokens = np.zeros((len(texts), size + 1), np.int64)
-            for row, text in zip(tokens, texts, strict=True):
-                part = text[start : start + size + 1]
+        while rows:
+            longest = max(len(texts[i]) for i in rows) - 1 - start
+            size = min(self.piece_tokens, max(1, LOGITS // (len(rows) * vocabulary)), longest)
+            tokens = np.zeros((len(rows), size + 1), np.int64)
+            for row, i in zip(tokens, rows, strict=True):
+                part = texts[i][start : start + size + 1]
                 row[: len(part)] = part
             logits, memory = self._call(tokens[:, :-1], memory)
             targets = torch.from_numpy(tokens[:, 1:]).to(logits.device)
             found = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0].double().cpu()
             hits = (logits.argmax(-1) == targets).cpu()
-            for place, text in enumerate(texts):
-                count = min(size, len(text) - 1 - start)
-                if count > 0:
-                    likelihoods[place] += float(found[place, :count].sum())
-                    greedy[place] &= bool(hits[place, :count].all())
-                    self.tokens_read += count
+            start += size
+            going = []
+            for place, i in enumerate(rows):
+                count = min(size, len(texts[i]) - 1 - (start - size))
+                likelihoods[i] += float(found[place, :count].sum())
+                greedy[i] &= bool(hits[place, :count].all())
+                self.tokens_read += count
+                if len(texts[i]) - 1 > start:
+                    going.append(place)
+            if going and len(going) < len(rows):
+                memory = memory.select(going)
+            rows = [rows[place] for place in going]
         yield from zip(indices, likelihoods, greedy, strict=True)
 
     @torch.no_grad()

@@ -67,6 +67,8 @@ def load_model(
         )
     with torch.device("meta"):
         model = config.build().to(getattr(torch, dtype))
+    if exported_there:
+        exported.check_files(path, model, setting)
     model.to_empty(device=place)
     tensors = model.state_dict()
     if exported_there:

@@ -32,6 +32,7 @@ class Facts:
         steps, tokens: that it was trained for.
         data: what it was trained on, setting by setting.
         validation: of the last validation up to this checkpoint, by metric, and the step it is of.
+        began_from: the weights that training began with, if not fresh ones.
         imported: where the weights come from, if not from training here.
     """
 
@@ -47,6 +48,7 @@ class Facts:
     tokens: int | None
     data: dict[str, Any] | None
     validation: dict[str, str] | None
+    began_from: str | None
     imported: dict[str, str] | None
 
     @classmethod
@@ -69,7 +71,7 @@ class Facts:
         tables = sum(value.numel() for name, value in named.items() if name in _TABLES)
         kind = "bytes" if not hasattr(tokenizer, "model") else "SentencePiece"
         imported = meta.get("imported")
-        run = checkpoint.parent.parent
+        run, settings = checkpoint.parent.parent, _settings(checkpoint)
         return cls(
             name=run.name,
             config=model.config.to_dict(),
@@ -81,22 +83,29 @@ class Facts:
             tokenizer=f"{kind}, {tokenizer.vocab_size:,} ids, fingerprint {tokenizer.fingerprint}",
             steps=None if imported else meta["global_step"],
             tokens=None if imported else meta.get("tokens"),
-            data=None if imported else _data(checkpoint, meta),
+            data=None if imported else _data(settings, meta),
             validation=None if imported else _validation(run, meta["global_step"]),
+            began_from=_public(settings.get("init_from")),
             imported=imported,
         )
 
 
-def _data(checkpoint: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The source of the texts and how they were cut."""
+def _settings(checkpoint: Path) -> dict[str, Any]:
+    """The run's, as far as they are there."""
     path = checkpoints.run_config(checkpoint)
     try:
         saved = OmegaConf.load(path) if path else OmegaConf.create()
-        data = OmegaConf.to_container(saved, resolve=False).get("data") or {}
+        found = OmegaConf.to_container(saved, resolve=False)
     except (OmegaConfBaseException, YAMLError, OSError):
-        data = {}
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _data(settings: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The source of the texts and how they were cut."""
     found: dict[str, Any] = {}
-    source = data.get("source")
+    data = settings.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
     if isinstance(source, Mapping):
         found["source"] = str(source.get("_target_", UNKNOWN)).rpartition(".")[2]
         found |= {f"source.{n}": _public(v) for n, v in source.items() if n != "_target_"}
@@ -110,9 +119,12 @@ def _data(checkpoint: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
 def _public(value: Any) -> Any:
     """A setting as others may read it: of a path on this machine its last part."""
     if isinstance(value, str):
-        return Path(value).name if Path(value).is_absolute() else value
+        of_machine = value.startswith(("/", "~", "..", "file:"))
+        return Path(value).name if of_machine else value
     if isinstance(value, list):
         return [_public(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _public(item) for name, item in value.items()}
     return value
 
 
@@ -184,6 +196,8 @@ def _training(facts: Facts) -> dict[str, str]:
         "optimizer steps": UNKNOWN if facts.steps is None else f"{facts.steps:,}",
         "tokens trained on": UNKNOWN if facts.tokens is None else f"{facts.tokens:,}",
     }
+    if facts.began_from:
+        found["began from"] = f"the weights of {facts.began_from}, whose training is not counted"
     if facts.validation is None:
         return found | {"validation": UNKNOWN}
     step = facts.validation["step"]

@@ -1,7 +1,7 @@
 """Models that scripts/export_checkpoint.py wrote, read again."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from litmegalodon.data import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from litmegalodon.interop.config_json import config_from
 from litmegalodon.interop.foreign_files import read_json, weight_files
-from litmegalodon.models import MegalodonConfig
+from litmegalodon.models import Megalodon, MegalodonConfig
 
 # What `model_type` says in config.json. Not "megalodon": that is megalodon-hf's, whose weights
 # mean something else under the same names.
 MODEL_TYPE = "litmegalodon"
 TOKENIZER_MODEL = "tokenizer.model"
 TOKENIZER_FACTS = "tokenizer_config.json"
+_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 def read_config(folder: Path, setting: str) -> MegalodonConfig:
@@ -31,56 +33,74 @@ def read_config(folder: Path, setting: str) -> MegalodonConfig:
             f"{setting}: its config.json is of a model {found.get('model_type')}, not of an export"
             f" of this project ({MODEL_TYPE})"
         )
-    names = {field.name for field in fields(MegalodonConfig)}
-    try:
-        return MegalodonConfig(**{name: found[name] for name in found if name in names})
-    except TypeError as error:
-        raise ValueError(f"{setting}: config.json lacks a size of the model ({error})") from None
+    return config_from(found, f"{setting}: config.json")
 
 
-def fill(folder: Path, tensors: Mapping[str, Tensor], setting: str) -> None:
-    """Fill a network's tensors, one after the other, in their own dtypes.
+def check_files(folder: Path, model: Megalodon, setting: str) -> None:
+    """Compare the files' tensors with a network's, of which no memory need be taken yet.
 
     Raises:
-        ValueError: one is missing or of another shape, or a file is damaged.
+        ValueError: one is missing, unknown, of another shape or no floating-point numbers, or a
+            file is damaged.
     """
-    left = dict(tensors)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    left = dict(own)
     for file in weight_files(folder, setting):
         if file.suffix != ".safetensors":
             raise ValueError(f"{setting}: an export holds safetensors, this one has {file.name}")
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    own = left.pop(name.removeprefix("model."), None)
-                    if own is None:
-                        raise ValueError(f"{setting}: {file.name} holds {name}, unknown here")
-                    value = opened.get_tensor(name)
-                    if value.shape != own.shape:
-                        raise ValueError(
-                            f"{setting}: {name} has shape {tuple(value.shape)}, its config"
-                            f" says {tuple(own.shape)}"
-                        )
-                    own.copy_(value)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{setting}: {file.name} is damaged ({error})") from None
+        with _opened(file, setting) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                like = left.pop(name.removeprefix("model."), None)
+                if like is None:
+                    raise ValueError(f"{setting}: {file.name} holds {name}, unknown here")
+                found = opened.get_slice(name)
+                shape, dtype = tuple(found.get_shape()), found.get_dtype()
+                if shape != like.shape:
+                    raise ValueError(
+                        f"{setting}: {name} has shape {shape}, its config says {tuple(like.shape)}"
+                    )
+                if dtype not in _FLOATS:
+                    raise ValueError(f"{setting}: {name} is {dtype}, no floating-point numbers")
     # A shared embedding is saved once.
-    there = {value.data_ptr() for name, value in tensors.items() if name not in left}
-    if missing := [name for name, value in left.items() if value.data_ptr() not in there]:
+    there = {id(value) for name, value in own.items() if name not in left}
+    if missing := [name for name, value in left.items() if id(value) not in there]:
         raise ValueError(f"{setting}: its files lack {missing[0]}")
+
+
+def fill(folder: Path, tensors: Mapping[str, Tensor], setting: str) -> None:
+    """Fill a network's tensors from files that were checked, in the network's own dtypes."""
+    for file in weight_files(folder, setting):
+        with _opened(file, setting) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                tensors[name.removeprefix("model.")].copy_(opened.get_tensor(name))
+
+
+@contextmanager
+def _opened(file: Path, setting: str) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{setting}: {file.name} is damaged ({error})") from None
 
 
 def tokenizer_of(folder: Path, setting: str) -> Tokenizer:
     """The tokenizer that the model was trained with.
 
     Raises:
-        ValueError: the folder does not say which.
+        ValueError: the folder does not say which, or holds another one than it says.
     """
-    if (folder / TOKENIZER_MODEL).is_file():
-        return SentencePieceTokenizer(str(folder / TOKENIZER_MODEL))
     facts: dict[str, Any] = read_json(folder / TOKENIZER_FACTS, setting)
-    if facts.get("kind") != "bytes":
+    model = folder / TOKENIZER_MODEL
+    if not model.is_file() and facts.get("kind") != "bytes":
         raise ValueError(
             f"{setting}: holds no {TOKENIZER_MODEL}, and its {TOKENIZER_FACTS} does not say"
             " that it reads bytes"
         )
-    return ByteTokenizer()
+    tokenizer = SentencePieceTokenizer(str(model)) if model.is_file() else ByteTokenizer()
+    if facts.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise ValueError(
+            f"{setting}: the model was trained with the tokenizer {facts['fingerprint']}, and its"
+            f" files make {tokenizer.fingerprint}; give it the {TOKENIZER_MODEL} that it had"
+        )
+    return tokenizer

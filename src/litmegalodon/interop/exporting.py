@@ -112,6 +112,8 @@ def _write_safetensors(
         file = "model.safetensors" if len(groups) == 1 else file
         tensors = {f"{prefix}{k}": v for k, v in _read(checkpoint, group, setting).items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors lets nobody else read it; an export is for others.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         places |= dict.fromkeys(tensors, file)
         total += sum(value.nbytes for value in tensors.values())
     if len(groups) > 1:
@@ -136,7 +138,9 @@ def _write_reference(
         for name in ("prior_mean", "prior_logv"):
             tensors[f"{norm}.{name}"] = torch.zeros(config.norm_num_groups)
     torch.save(tensors, folder / "consolidated.pth")
-    kept = {"tokenizer": {"path": TOKENIZER_MODEL}, "model": config.to_dict()}
+    # It refuses fields that it does not know.
+    sizes = {k: v for k, v in config.to_dict().items() if k not in SWITCHES}
+    kept = {"tokenizer": {"path": TOKENIZER_MODEL}, "model": sizes}
     _write_json(folder / "config.json", kept)
     short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     about = {"model_parallel_size": 1, "dtype": short}

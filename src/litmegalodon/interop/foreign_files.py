@@ -21,8 +21,11 @@ def read_json(path: Path, setting: str) -> dict[str, Any]:
     """A JSON object; ValueError where there is none."""
     try:
         found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{setting}: there is no {path.name} in it") from None
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"{path.name} in it" if path.parent.is_dir() else "such folder"
+        raise ValueError(f"{setting}: there is no {what}") from None
+    except RecursionError:
+        raise ValueError(f"{setting}: {path.name} cannot be read (it is nested too deep)") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{setting}: {path.name} cannot be read ({error})") from None
     if not isinstance(found, dict):
@@ -53,7 +56,9 @@ def read_pickle(path: Path, setting: str) -> dict[str, Tensor]:
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{setting}: {path.name} cannot be read ({said})") from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
         raise ValueError(f"{setting}: {path.name} holds more than tensors by their names")
     return found
 
@@ -75,7 +80,7 @@ def weight_files(folder: Path, setting: str) -> list[Path]:
     One file or those of an index, safetensors before pickles.
 
     Raises:
-        ValueError: there are none, or the index names one outside the folder.
+        ValueError: there are none, or the index names one outside the folder or of another kind.
     """
     for name in _WEIGHTS:
         if (folder / name).is_file():
@@ -89,6 +94,8 @@ def weight_files(folder: Path, setting: str) -> list[Path]:
         files = sorted({str(file) for file in places.values()})
         if any(Path(file).name != file for file in files):
             raise ValueError(f"{setting}: {index.name} names files outside the folder")
+        if other := [file for file in files if Path(file).suffix not in (".safetensors", ".bin")]:
+            raise ValueError(f"{setting}: {index.name} names {other[0]!r}, which holds no weights")
         return [folder / file for file in files]
     raise ValueError(f"{setting}: holds neither {' nor '.join(_WEIGHTS)}, nor an index of either")
 
@@ -97,10 +104,13 @@ def read_weights(folder: Path, setting: str) -> dict[str, Tensor]:
     """All tensors of `weight_files`.
 
     Raises:
-        ValueError: a file is missing, damaged or would run code.
+        ValueError: a file is missing, damaged or would run code, or a tensor is in two of them.
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder, setting):
         read = read_safetensors if file.suffix == ".safetensors" else read_pickle
-        tensors |= read(file, setting)
+        more = read(file, setting)
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise ValueError(f"{setting}: {twice[0]} is in {file.name} and in a file before it")
+        tensors |= more
     return tensors

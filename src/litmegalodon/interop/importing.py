@@ -3,7 +3,6 @@
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from litmegalodon.data import Tokenizer
 from litmegalodon.interop import megalodon_hf
+from litmegalodon.interop.config_json import config_from
 from litmegalodon.interop.exported import read_config
 from litmegalodon.interop.foreign_files import (
     read_json,
@@ -74,6 +74,8 @@ def read_foreign(
     if source == "export":
         tensors = read_weights(place, setting)
         bare = {name.removeprefix("model."): value for name, value in tensors.items()}
+        if len(bare) < len(tensors):
+            raise ValueError(f"{setting}: holds a tensor under two names, with model. and without")
         return Foreign(read_config(place, setting), bare, [])
     raise ValueError(f"from={source}: must be {', '.join(SOURCES[:-1])} or {SOURCES[-1]}")
 
@@ -84,7 +86,7 @@ def as_model(foreign: Foreign, setting: str) -> Megalodon:
     Takes the tensors out of `foreign` one by one, so that there is no second copy of all.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape.
+        ValueError: a tensor is missing, unknown, of another shape or not finite.
     """
     with torch.device("meta"):
         model = Megalodon(foreign.config)
@@ -96,6 +98,11 @@ def as_model(foreign: Foreign, setting: str) -> Megalodon:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(foreign.tensors.pop(name))
+            if not parameter.isfinite().all():
+                raise ValueError(
+                    f"{setting}: {name} holds NaN or infinite values in float32: the file is"
+                    " damaged, or what trained it failed; take an earlier checkpoint"
+                )
     return model
 
 
@@ -159,6 +166,10 @@ def _read_reference(path: Path, setting: str, config: MegalodonConfig | None) ->
         notes.append("sizes are those of the config.json beside it")
     elif config is None:
         raise ValueError(f"{setting}: there is no config.json beside it; give the model's config")
+    elif not isinstance(config, MegalodonConfig):
+        raise ValueError(
+            f"{setting}: is a Megalodon, and model= gives a {config.kind}; leave it out"
+        )
     else:
         notes.append("there is no config.json beside it: sizes are those of model.config")
     return Foreign(config, tensors, notes + _check_rope(tensors, config, setting))
@@ -190,17 +201,13 @@ def _reference_config(folder: Path, tensors: Mapping[str, Tensor], setting: str)
     found = read_json(folder / "config.json", setting).get("model")
     if not isinstance(found, Mapping):
         raise ValueError(f"{setting}: config.json has no part `model`, as the reference's has")
-    names = {field.name for field in fields(MegalodonConfig)}
-    known = {name: value for name, value in found.items() if name in names}
+    known = dict(found)
     if known.get("vocab_size", -1) == -1 and "embed.weight" in tensors:
         # The reference fills it in from its tokenizer.
         known["vocab_size"] = len(tensors["embed.weight"])
     # How the weights once began changes none.
     known.pop("init_mode", None)
-    try:
-        return MegalodonConfig(**known)
-    except TypeError as error:
-        raise ValueError(f"{setting}: config.json lacks a size of the model ({error})") from None
+    return config_from(known, f"{setting}: config.json")
 
 
 def _check_rope(tensors: Mapping[str, Tensor], config: MegalodonConfig, setting: str) -> list[str]:
@@ -216,7 +223,7 @@ def _check_rope(tensors: Mapping[str, Tensor], config: MegalodonConfig, setting:
     if saved.shape != (z // 2,):
         raise ValueError(
             f"{setting}: model.config.num_heads={config.num_heads}: its rotary frequencies are of"
-            f" heads of {2 * len(saved)} features, and these have {z}"
+            f" heads of {2 * saved.numel()} features, and these have {z}"
         )
     expected = (config.rope_base or 10_000.0) ** -(torch.arange(0, z, 2, dtype=torch.float64) / z)
     if not torch.allclose(saved.double(), expected, rtol=_BFLOAT16, atol=0):

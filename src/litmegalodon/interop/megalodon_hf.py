@@ -8,12 +8,12 @@ stored as they are, ours minus one; it has biases that ours has not.
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from litmegalodon.interop.config_json import config_from
 from litmegalodon.models import MegalodonConfig
 
 DIFFERENT_NORM = (
@@ -37,8 +37,7 @@ def own_config(theirs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mega
     Raises:
         ValueError: a field is missing or out of range.
     """
-    names = {field.name for field in fields(MegalodonConfig)}
-    known = {name: value for name, value in theirs.items() if name in names}
+    known = dict(theirs)
     if known.get("rope_base") is not None:
         known["rope_base"] = float(known["rope_base"])
     if known.get("output_size", -1) is None:
@@ -46,10 +45,7 @@ def own_config(theirs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mega
     # Their own setting of this name does nothing: what the file holds decides.
     head, embed = tensors.get("lm_head.weight"), tensors.get("model.embed.weight")
     shared = head is None or (embed is not None and torch.equal(head, embed))
-    try:
-        return MegalodonConfig(**known | {"share_emb": shared})
-    except TypeError as error:
-        raise ValueError(f"config.json lacks a size of the model ({error})") from None
+    return config_from(known | {"share_emb": shared}, "config.json")
 
 
 def own_tensors(theirs: Mapping[str, Tensor], config: MegalodonConfig) -> dict[str, Tensor]:

@@ -47,16 +47,16 @@ def check_reference_state_dict(
     0) is refused.
 
     Raises:
-        ValueError: a shape differs, a prior is set, a shared embedding is not shared there, or
-            (strict) names do not match.
+        ValueError: a shape differs, a tensor is no dense one of floating-point numbers, a prior is
+            set, a shared embedding is not shared there, or (strict) names do not match.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     ignored = [name for name in state_dict if _is_constant(name)]
     for name in ignored:
-        if name.endswith("prior_count") and int(state_dict[name]) != 0:
+        if name.endswith("prior_count") and state_dict[name].any():
             raise ValueError(
-                f"{name}={int(state_dict[name])}: must be 0; a TimestepNorm with a prior is not "
-                "supported"
+                f"{name}={state_dict[name].tolist()}: must be 0; a TimestepNorm with a prior is"
+                " not supported"
             )
     missing = sorted(own.keys() - state_dict.keys())
     unexpected = sorted(state_dict.keys() - own.keys() - set(ignored))
@@ -69,6 +69,12 @@ def check_reference_state_dict(
         )
     given = {name: state_dict[name] for name in own if name in state_dict}
     for name, value in given.items():
+        # Among them integers, complex, quantised and sparse ones, which copying changes or breaks.
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            raise ValueError(
+                f"{name} is {value.dtype}, {value.layout} on {value.device.type}; weights are dense"
+                " tensors of floating-point numbers"
+            )
         if value.shape != own[name].shape:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, the model {tuple(own[name].shape)}; "

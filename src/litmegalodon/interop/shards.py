@@ -43,6 +43,8 @@ def merge_shards(shards: Sequence[dict[str, Tensor]]) -> tuple[dict[str, Tensor]
         if len({part.dim() for part in parts}) > 1 or len({part.shape for part in parts}) > 1:
             raise ValueError(f"{name} has other shapes in other shards")
         if axis is not None and len(parts) > 1:
+            if parts[0].dim() <= axis:
+                raise ValueError(f"{name} has shape {tuple(parts[0].shape)}, which no shard's has")
             merged[name] = torch.cat(parts, dim=axis)
             continue
         merged[name] = parts[0]

@@ -14,142 +14,21 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from litmegalodon.data.packing import CUTTINGS, check_cutting
-from litmegalodon.data.store import OnError
+from litmegalodon.data.packing import check_cutting
 from litmegalodon.parallel.mesh import Degrees, resolve
 from litmegalodon.planning.settings import check_memory
 from litmegalodon.utils import checkpoints
 from litmegalodon.utils.errors import cause
-
-# Arguments of `litmegalodon.parallel.mesh.resolve`, in its order.
-DEGREES = ("replicate_size", "data_parallel_size", "chunk_parallel_size")
-WHOLE_NUMBERS_AT_LEAST = {
-    "data.seq_len": 1,
-    "data.batch_size": 1,
-    "data.num_workers": 0,
-    "data.val_seq_len": 1,
-    "data.val_batch_size": 1,
-    "model.scheduler.warmup_steps": 0,
-    "model.scheduler.total_steps": 1,
-    "trainer.max_steps": 1,
-    "trainer.log_every_n_steps": 1,
-    "trainer.num_nodes": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "validate_every": 1,
-    "checkpoint_every": 1,
-    "seed": 0,
-    "max_new_tokens": 0,
-    "piece_tokens": 1,
-    "workers": 1,
-    "units.train": 1,
-    "units.val": 1,
-    "vocab_size": 1,
-    "max_bytes": 1,
-    "max_held_out_bytes": 1,
-    "harness.limit": 1,
-    "harness.batch_size": 1,
-    "harness.piece_tokens": 1,
-    "harness.max_gen_toks": 1,
-    "harness.bootstrap_iters": 0,
-    "callbacks.last_checkpoint.every_n_steps": 1,
-    "callbacks.last_checkpoint.keep": 1,
-    "trainer.strategy.failed_saves": 0,
-    "model.seed": 0,
-    "trainer.num_sanity_val_steps": 0,
-    "trainer.check_val_every_n_epoch": 1,
-    "callbacks.report.prompt_bytes": 0,
-    "callbacks.report.sample_tokens": 0,
-    **{f"trainer.strategy.{name}": -1 for name in DEGREES},
-}
-MAY_BE_NULL = {
-    "data.val_seq_len",
-    "data.val_batch_size",
-    "trainer.gradient_clip_val",
-    "trainer.max_time",
-    "trainer.limit_val_batches",
-    "trainer.limit_test_batches",
-    "harness.limit",
-    "trainer.check_val_every_n_epoch",
-    "data.chunk_size",
-}
-# (lowest, highest, whether the lowest itself is allowed)
-NUMBERS = {
-    "data.in_memory_limit": (0, math.inf, False),
-    "model.optimizer.lr": (0, math.inf, False),
-    "model.optimizer.eps": (0, math.inf, False),
-    "model.optimizer.weight_decay": (0, math.inf, True),
-    "model.scheduler.initial_ratio": (0, 1, True),
-    "model.scheduler.final_ratio": (0, 1, True),
-    "model.scheduler.cycles": (0, math.inf, False),
-    "data.source.validation_fraction": (0, 1, False),
-    "data.source.max_validation_document": (0, 1, False),
-    "trainer.gradient_clip_val": (0, math.inf, False),
-    "trainer.strategy.timeout_minutes": (0, math.inf, False),
-    "character_coverage": (0, 1, False),
-    "max_shard_gb": (0, math.inf, False),
-}
-CHOICES = {
-    "data.cutting": CUTTINGS,
-    "data.on_error": OnError.CHOICES,
-    "model.impl": ("auto", "reference", "torch", "triton"),
-    "model.optimizer.decay": ("all", "matrices"),
-    "model.scheduler.kind": ("cosine", "linear", "constant"),
-    "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
-    "trainer.precision": ("32-true", "bf16-mixed"),
-    "device": ("auto", "cpu", "cuda"),
-    "dtype": ("float32", "bfloat16", "float64"),
-    "harness.dtype": ("float32", "bfloat16", "float64"),
-    "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
-    "callbacks.best_checkpoint.mode": ("min", "max"),
-    "model_type": ("bpe", "unigram"),
-    "from": ("reference", "megalodon-hf", "export"),
-    "format": ("hf", "safetensors", "reference"),
-}
-# Objects that a run can't do without; without one of these there would be nothing to check inside.
-NEEDED = (
-    "data.source",
-    "data.tokenizer",
-    "model.config",
-    "model.optimizer",
-    "model.scheduler",
-    "trainer.strategy",
+from litmegalodon.utils.setting_rules import (
+    CHOICES,
+    DEGREES,
+    FLAGS,
+    MAY_BE_NULL,
+    NEEDED,
+    NUMBERS,
+    TEXTS,
+    WHOLE_NUMBERS_AT_LEAST,
 )
-FLAGS = (
-    "train",
-    "test",
-    "model.compile",
-    "model.activation_checkpointing",
-    "model.optimizer._partial_",
-    "model.scheduler._partial_",
-    "trainer.use_distributed_sampler",
-    "trainer.enable_model_summary",
-    "trainer.strategy.bf16_parameters",
-    "data.shuffle",
-    "data.reset_documents",
-    "data.streaming",
-    "trainer.strategy.async_save",
-    "extras.ignore_warnings",
-    "extras.enforce_tags",
-    "extras.print_config",
-    "extras.tracebacks",
-    "overwrite",
-    "harness.log_samples",
-    "accept_different_norm",
-)
-# Text; where null is allowed as well it has a meaning.
-TEXTS = {
-    # What the others are made of comes first.
-    **{f"paths.{name}_dir": False for name in ("root", "data", "log", "output", "work")},
-    "task_name": False,
-    "optimized_metric": True,
-    "data.source.root": True,
-    "trainer.default_root_dir": True,
-    "callbacks.last_checkpoint.dirpath": False,
-    "callbacks.best_checkpoint.dirpath": False,
-    "callbacks.report.dirpath": False,
-    "callbacks.spike_guard.dirpath": False,
-    "logger.csv.save_dir": False,
-}
 
 
 def check_settings(cfg: DictConfig) -> None:

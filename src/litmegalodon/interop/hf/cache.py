@@ -19,6 +19,10 @@ class MegalodonCache:
     """
 
     is_compileable = False
+    # From transformers 5.24 on: a memory is never shortened, and generate() cuts what was read off
+    # its input by get_seq_length(), which it does not where all layers are linear.
+    is_croppable = False
+    is_linear = (False,)
 
     def __init__(self, state: MegalodonState | None, seen: int) -> None:
         self._state, self.seen = state, seen
@@ -50,21 +54,25 @@ class MegalodonCache:
         self._state = state.select(rows.repeat_interleave(repeats))
 
 
-def padding_of(mask: Tensor, length: int) -> tuple[Tensor, bool]:
-    """How a batch is padded, from its attention_mask [B, length].
+def check_shape(mask: Tensor, batch: int, lengths: set[int]) -> None:
+    """ValueError where an attention_mask is not [batch, one of the lengths]."""
+    if mask.dim() != 2 or len(mask) != batch or mask.shape[1] not in lengths:
+        allowed = " or ".join(f"[{batch}, {length}]" for length in sorted(lengths))
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}; it must be {allowed}, one value a token"
+        )
+
+
+def padding_of(mask: Tensor) -> tuple[Tensor, bool]:
+    """How a batch is padded, from its attention_mask [B, L].
 
     Returns:
         int64 [B], padding before each row's text; and whether any stands after one.
 
     Raises:
-        ValueError: the mask has another shape, hides tokens amid a row, or hides a whole row.
+        ValueError: the mask hides tokens amid a row, or hides a whole row.
     """
-    if mask.dim() != 2 or mask.shape[1] != length:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}; it must be [batch, {length}], one value"
-            " a token"
-        )
-    kept = mask.bool()
+    kept, length = mask.bool(), mask.shape[1]
     count = kept.sum(1)
     if not bool((count > 0).all()):
         raise ValueError("attention_mask: hides a whole row; leave the row out")

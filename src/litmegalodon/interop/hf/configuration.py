@@ -19,7 +19,7 @@ class MegalodonConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "model_dim",
         "num_hidden_layers": "num_layers",

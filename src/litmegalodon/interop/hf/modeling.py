@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from litmegalodon.interop.hf.cache import (
     MegalodonCache,
     before_padding,
+    check_shape,
     padding_of,
     without_padding,
 )
@@ -20,6 +21,9 @@ from litmegalodon.models.config import MAX_LOGITS
 from litmegalodon.models.init import initial_value
 from litmegalodon.models.layers import KeepsFloat32
 from litmegalodon.models.loss import IGNORED
+
+# Renamed in transformers 5.24.
+_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 
 
 class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
@@ -111,6 +115,7 @@ class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        cache: MegalodonCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """Read tokens, after those of a cache.
@@ -125,19 +130,22 @@ class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: so many last tokens get logits; 0: all.
             num_items_in_batch: what the sum of the loss is divided by instead of the number of
                 labels here, where gradients are accumulated.
+            cache: what past_key_values is called from transformers 5.24 on.
 
         Returns:
             loss, the mean negative log-likelihood in nats; logits [B, L, V] in float32 or better,
             None in training where a loss is asked for and they would be larger than 256 MiB; cache.
 
         Raises:
-            ValueError: an argument that this model has no use for, or a mask that hides tokens amid
-                a row.
+            ValueError: an argument that this model has no use for, or a mask of another shape or
+                that hides tokens amid a row.
         """
         _refuse_unknown(input_ids, kwargs)
+        _check_kept(logits_to_keep, labels)
+        past = past_key_values if cache is None else cache
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
-        opening = _Opening.of(self.model, input_ids, attention_mask, past_key_values)
+        opening = _Opening.of(self.model, input_ids, attention_mask, past)
         loss, logits = None, None
         before = (opening.state, opening.resets)
         if labels is None:
@@ -156,11 +164,11 @@ class MegalodonForCausalLM(PreTrainedModel, GenerationMixin):
                 count = (targets != IGNORED).sum()
             count = count if num_items_in_batch is None else num_items_in_batch
             loss = nll / torch.as_tensor(count, device=nll.device).clamp(min=1)
-        cache = None
+        memory = None
         if use_cache:
-            seen = input_ids.shape[1] + (past_key_values.seen if past_key_values else 0)
-            cache = MegalodonCache(opening.closed(state), seen)
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+            seen = input_ids.shape[1] + (past.seen if past else 0)
+            memory = MegalodonCache(opening.closed(state), seen)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE: memory})
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return out if wants_dict else out.to_tuple()
 
@@ -183,6 +191,9 @@ class _Opening(NamedTuple):
         cache: MegalodonCache | None,
     ) -> "_Opening":
         length = tokens.shape[1]
+        if mask is not None:
+            seen = 0 if cache is None else cache.seen
+            check_shape(mask, len(tokens), {length, seen + length})
         if cache is not None:
             if mask is not None and not bool(mask[:, -length:].all()):
                 raise ValueError(
@@ -192,9 +203,14 @@ class _Opening(NamedTuple):
             return cls(cache.state)
         if mask is None or bool(mask.all()):
             return cls(None)
-        before, padded_behind = padding_of(mask, length)
+        before, padded_behind = padding_of(mask)
         if not bool(before.any()):
             return cls(None, padded_behind=padded_behind)
+        if model.config.chunk_size is None:
+            raise ValueError(
+                "attention_mask: padding before a text is invisible on a grid of chunks, and with"
+                " model.config.chunk_size=null there is none; read texts of one length together"
+            )
         state, start = before_padding(model.config, before, model.embed.weight.dtype)
         resets = torch.zeros_like(tokens, dtype=torch.bool)
         resets[torch.arange(len(tokens), device=tokens.device), before] = True
@@ -222,3 +238,11 @@ def _refuse_unknown(tokens: Tensor | None, arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if value is not None and value is not False:
             raise ValueError(f"{name}={value}: this model has no use for it; leave it out")
+
+
+def _check_kept(count: Any, labels: Tensor | None) -> None:
+    if type(count) is not int or count < 0 or (count > 0 and labels is not None):
+        raise ValueError(
+            f"logits_to_keep={count}: must be how many last tokens get logits, and 0 (all) with"
+            " labels, whose loss needs the logits of every token"
+        )

@@ -89,6 +89,8 @@ class MegalodonTokenizer(PreTrainedTokenizer):
         return self._ids.get(token)
 
     def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < len(self._names):
+            raise ValueError(f"token {index}: the tokenizer has {len(self._names)} ids")
         return self._names[index]
 
     def _decode(
@@ -99,13 +101,14 @@ class MegalodonTokenizer(PreTrainedTokenizer):
         **kwargs: Any,
     ) -> str:
         ids = [int(token_ids)] if isinstance(token_ids, int) else [int(i) for i in token_ids]
-        special = {self.own.bos_id, self.own.eos_id}
+        # BOS, EOS and what a user has added, as a token for padding.
+        added = self.added_tokens_decoder
         if skip_special_tokens:
-            return self.own.decode(i for i in ids if i not in special)
+            ids = [i for i in ids if i not in added or not added[i].special]
         text, run = "", []
         for i in ids:
-            if i in special:
-                text += (self.own.decode(run) if run else "") + self._names[i]
+            if i in added:
+                text += (self.own.decode(run) if run else "") + added[i].content
                 run = []
             else:
                 run.append(i)

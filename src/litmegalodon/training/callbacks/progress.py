@@ -66,6 +66,11 @@ class TokenProgressBar(TQDMProgressBar):
         """The word before a validation's bar."""
         return "validating"
 
+    @property
+    def test_description(self) -> str:
+        """The word before an evaluation's bar."""
+        return "evaluating"
+
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar over the whole run."""
         return Tqdm(
@@ -139,11 +144,30 @@ class TokenProgressBar(TQDMProgressBar):
     ) -> None:
         """Advance the bar; in a log, a line where a validation takes long."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._tell_how_far("validated", batch_idx, self.total_val_batches_current_dataloader)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a reading of an evaluation's texts."""
+        super().on_test_start(trainer, pl_module)
+        self._last_line = time.monotonic()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *_: Any,
+    ) -> None:
+        """Advance the bar; in a log, a line where an evaluation takes long."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._tell_how_far("batches read", batch_idx, self.total_test_batches_current_dataloader)
+
+    def _tell_how_far(self, what: str, batch_idx: int, total: int | float) -> None:
         now = time.monotonic()
         if self._plain and self.is_enabled and now - self._last_line >= SECONDS_PER_LINE:
-            self._print_line(
-                {"validated": f"{batch_idx + 1}/{self.total_val_batches_current_dataloader}"}
-            )
+            self._print_line({what: f"{batch_idx + 1}/{total}"})
             self._last_line = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
