@@ -77,6 +77,8 @@ def fit(trainer: "Trainer", model: Any, datamodule: Any, cfg: DictConfig) -> Non
             except GoBack as back:
                 checkpoint = back.checkpoint
                 datamodule.move_past(back.cursor, back.places)
+                # Nobody named it: where it is damaged, the one before it will do.
+                trainer.strategy.may_be_older = True
     except (errors.Stopped, SystemExit) as stop:
         # SystemExit is Lightning's answer to Ctrl-C before the first step.
         if isinstance(stop, SystemExit) and not trainer.interrupted:

@@ -1,5 +1,7 @@
 """Training runs in this process, with batches whose loss, gradient or memory is not finite."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -36,13 +38,14 @@ class Poison:
     """Makes what follows from some samples NaN: batch 3 is the one that ends with sample 12.
 
     kind: `loss` (and all that follows), `gradient` alone, or `memory`, the loss and what lanes
-    remember. The run is killed at the batch `dies_at`.
+    remember. The run is killed at the batch `dies_at`, and asked to stop at `asked_at`.
     """
 
-    dies_at = 0
+    dies_at = asked_at = 0
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: str, batches: set[int]) -> None:
         self.seen: list[int] = []
+        self.batches = batches
         step, loss = MegalodonModule.training_step, Megalodon.loss
         now = [0]
 
@@ -51,6 +54,8 @@ class Poison:
             self.seen.append(now[0])
             if now[0] == self.dies_at:
                 raise Killed
+            if now[0] == self.asked_at:
+                os.kill(os.getpid(), signal.SIGTERM)
             made = step(module, batch, batch_idx)
             return made * torch.nan if kind == "gradient" and now[0] in batches else made
 

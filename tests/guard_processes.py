@@ -1,5 +1,7 @@
 """Two processes train, and the loss of one of them is not finite in steps 3 and 7 to 9.
 
+They gather parameters in bfloat16, and the watchdog is there.
+
 python tests/guard_processes.py FOLDER
 """
 
@@ -20,4 +22,5 @@ if __name__ == "__main__":
         Poison(pytest.MonkeyPatch(), "loss", {3, 7, 8, 9})
     folder = Path(sys.argv[1])
     settings = ("callbacks.spike_guard.patience=3", "trainer.max_steps=12")
-    trained(folder, *settings, "trainer.devices=2", f"hydra.run.dir={folder}/run")
+    settings += ("trainer.devices=2", "trainer.strategy.bf16_parameters=true")
+    trained(folder, *settings, "trainer.precision=bf16-mixed", f"hydra.run.dir={folder}/run")

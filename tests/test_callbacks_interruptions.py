@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 
 from callbacks_helpers import Standin, checkpoints, fit
 from config_helpers import composed
 from litmegalodon.training.callbacks import Interruptions
+from litmegalodon.training.callbacks.spike_guard import GoBack
 from litmegalodon.utils.errors import Stopped
 from litmegalodon.utils.settings import check_processes, check_settings
 from runs import ENVIRONMENT, ROOT, command, last_checkpoint, losses, metrics
@@ -122,6 +125,17 @@ def test_the_end_of_max_time_comes_at_a_complete_step_and_is_validated_and_saved
     assert rows[-1]["step"] == str(trainer.global_step)
     assert rows[-1]["val/bpb"]
     assert checkpoints(tmp_path, "last") == [f"last-step={trainer.global_step:06d}.ckpt"]
+
+
+def test_the_time_before_the_guard_went_back_counts():
+    timer, interruptions = Timer(duration={"hours": 2}), Interruptions()
+    timer._offset, interruptions._timers = 3600.0, [timer]
+    interruptions.on_exception(None, None, GoBack("there", 4, None))
+    # As of a checkpoint of half an hour before.
+    timer._offset = 1800.0
+    interruptions.on_train_start(None, None)
+    interruptions.teardown(None, None, "fit")
+    assert timer.time_elapsed() == 3600.0
 
 
 def test_before_training_begins_it_leaves_at_once_and_after_it_signals_are_as_before(
@@ -329,6 +343,13 @@ def test_auto_is_the_newest_of_the_run_s_own_folder_or_none(tmp_path):
     cfg = composed("ckpt_path=auto", folder=tmp_path)
     check_settings(cfg)
     assert cfg.ckpt_path == str(own)
+    # It does not begin anew where all that it had is damaged.
+    lost = own.rename(tmp_path / "lost")
+    (broken := make_checkpoint(own) / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"ckpt_path=auto: no checkpoint .* is whole"):
+        check_settings(composed("ckpt_path=auto", folder=tmp_path))
+    shutil.rmtree(broken.parent)
+    lost.rename(own)
     # Weights to begin with are for the first time.
     begins = ("ckpt_path=auto", f"init_from={own}")
     check_settings(cfg := composed(*begins, folder=tmp_path))

@@ -406,12 +406,16 @@ def test_two_files_that_have_changed_places_are_refused(whole, tmp_path):
         (copy / other).write_bytes(b)
 
 
-def test_a_lost_file_is_named(whole, tmp_path):
+@pytest.mark.parametrize("name", [SHARD, *checkpoints.FILES])
+def test_a_lost_file_is_named(name, whole, tmp_path, capsys):
     copy = tmp_path / "copy.ckpt"
     shutil.copytree(whole, copy)
-    (copy / SHARD).unlink()
-    assert damage(copy) == f"{SHARD} is missing"
+    (copy / name).unlink()
+    assert damage(copy) == f"{name} is missing"
     assert checkpoints.newest(tmp_path) is None
+    assert f"{name} is missing; another one is looked for" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"auto: no checkpoint under .* is whole, of 1"):
+        checkpoints.find("ckpt_path", "auto", tmp_path, tmp_path)
 
 
 def test_the_newest_is_told_by_its_manifest_and_not_by_copied_times(whole, tmp_path):

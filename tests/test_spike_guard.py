@@ -2,16 +2,22 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from callbacks_helpers import Killed
 from guard_helpers import ROWS, Poison, rows, trained, weights
+from litmegalodon.parallel import ChunkParallelStrategy, checkpoint_writing
 from litmegalodon.training.callbacks import SpikeGuard
 from litmegalodon.training.callbacks.spike_guard import Spikes
+from litmegalodon.utils.checkpoint_manifest import damage
+from litmegalodon.utils.errors import Stopped
 from runs import ENVIRONMENT, ROOT, losses, metrics
 
 
@@ -106,6 +112,83 @@ def test_after_several_in_a_row_the_run_goes_back_and_reads_on_behind_them(
     assert rows(broken) == rows(run)
     ours, theirs = weights(broken), weights(run)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_goes_back_behind_a_checkpoint_that_failed_and_one_it_did_not_go_on_from(
+    monkeypatch, tmp_path
+):
+    write, failed = checkpoint_writing.write_tensors, []
+
+    def fails(state, partial, *args):
+        if "000008" in partial.name and not failed:
+            failed.append(partial)
+            raise OSError("the disk is full")
+        return write(state, partial, *args)
+
+    poison = Poison(monkeypatch, "loss", {9, 10})
+    settings = ("callbacks.spike_guard.patience=2", "trainer.max_steps=12")
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_writing, "write_tensors", fails)
+        run = trained(tmp_path, *settings)
+    assert poison.seen == [*range(1, 11), *range(11, 19)]
+    # The same folder, from an earlier step, by name: not forward to step 12 of the time before.
+    older = run / "checkpoints" / "last-step=000008.ckpt"
+    assert failed
+    poison.seen.clear()
+    poison.batches.update({15, 16})
+    trained(tmp_path, *settings, f"ckpt_path={older}")
+    assert poison.seen == [15, 16, *range(17, 21)]
+
+
+def test_a_run_goes_back_behind_a_damaged_checkpoint(monkeypatch, tmp_path):
+    load = ChunkParallelStrategy.load_checkpoint
+
+    def damaged(strategy, path):
+        meta = Path(path) / "meta.pt"
+        if "000008" in str(path):
+            meta.write_bytes(meta.read_bytes()[:-1] + b"?")
+        return load(strategy, path)
+
+    # Lightning looks at what the method takes.
+    monkeypatch.setattr(
+        ChunkParallelStrategy,
+        "load_checkpoint",
+        lambda strategy, checkpoint_path, weights_only=None: damaged(strategy, checkpoint_path),
+    )
+    poison = Poison(monkeypatch, "loss", {9, 10})
+    run = trained(tmp_path, "callbacks.spike_guard.patience=2", "trainer.max_steps=12")
+    assert poison.seen == [*range(1, 11), *range(11, 19)]
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["last-step=000008.ckpt", "last-step=000012.ckpt"]
+    assert all(damage(run / "checkpoints" / name) is None for name in kept)
+
+
+def test_a_signal_while_it_goes_back_is_answered_at_the_next_step(monkeypatch, tmp_path):
+    load = ChunkParallelStrategy.load_checkpoint
+
+    def asked(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(ChunkParallelStrategy, "load_checkpoint", asked)
+    Poison(monkeypatch, "loss", {5, 6})
+    with pytest.raises(Stopped, match=r"after step 5; .*last-step=000005\.ckpt") as stopped:
+        trained(tmp_path, "callbacks.spike_guard.patience=2")
+    assert stopped.value.code == 75
+
+
+def test_a_run_asked_to_stop_amid_skipped_steps_goes_the_same_way_when_it_goes_on(
+    monkeypatch, tmp_path
+):
+    settings = ("callbacks.spike_guard.patience=3", "trainer.max_steps=10")
+    poison = Poison(monkeypatch, "loss", {5, 6, 7})
+    run = trained(tmp_path / "whole", *settings)
+    poison.asked_at = 6
+    with pytest.raises(Stopped, match=r"after step 6; .*last-step=000004\.ckpt"):
+        trained(tmp_path / "broken", *settings)
+    poison.asked_at = 0
+    broken = trained(tmp_path / "broken", *settings, "ckpt_path=auto")
+    assert losses(broken) == losses(run)
 
 
 def test_a_run_without_a_checkpoint_ends_with_advice(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore
@@ -126,6 +127,14 @@ def test_the_verdict_reaches_the_others(processes, monkeypatch):
 def test_a_time_too_short_or_no_time_is_refused(seconds):
     with pytest.raises(ValueError, match=r"callbacks\.watchdog\.silence_seconds="):
         Watchdog(seconds)
+
+
+def test_one_that_fails_gives_signs_until_the_checkpoint_on_its_way_is_written():
+    dog, beats = Watchdog(), []
+    dog._heart = SimpleNamespace(stop=lambda in_order: beats.append(f"stopped {in_order}"))
+    strategy = SimpleNamespace(give_up_saving=lambda: beats.append("written"))
+    dog.on_exception(SimpleNamespace(strategy=strategy), None, RuntimeError())
+    assert beats == ["written", "stopped False"]
 
 
 @pytest.mark.slow

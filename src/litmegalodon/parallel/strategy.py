@@ -71,6 +71,8 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         self._then: dict[str, Callable[[Path], None]] = {}
         # Where the checkpoint to load is damaged, an older one beside it will do.
         self.may_be_older = False
+        # The one that was: a damaged one's place may have been taken.
+        self.loaded: Path | None = None
 
     def setup_environment(self) -> None:
         """Start the process group and lay the processes out as a mesh.
@@ -173,15 +175,28 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         if self._writer is not None:
             self._writer.finish()
 
+    def settle_saving(self) -> None:
+        """Wait until all checkpoints are written or have failed.
+
+        Raises:
+            SaveError: more in a row than may have failed.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+
     def is_saving(self, filepath: str | Path) -> bool:
         """Whether a checkpoint is on its way."""
         return self._writer is not None and self._writer.is_writing(Path(filepath))
 
     def on_exception(self, exception: BaseException) -> None:
         """Let the checkpoint that is on its way be written, on Ctrl-C too."""
+        self.give_up_saving()
+        super().on_exception(exception)
+
+    def give_up_saving(self) -> None:
+        """Wait for what all processes have begun to write, and leave the rest."""
         if self._writer is not None:
             self._writer.give_up()
-        super().on_exception(exception)
 
     def teardown(self) -> None:
         """Wait for checkpoints on their way, whoever saved them."""
@@ -218,6 +233,7 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         check(meta, path)
         with damaged_is_refused(setting):
             self._load_tensors(path)
+        self.loaded = path
         return meta
 
     def _load_tensors(self, path: Path) -> None:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from litmegalodon.utils.checkpoint_manifest import read_manifest, wrong_size
+from litmegalodon.utils.checkpoint_manifest import MANIFEST, read_manifest, wrong_size
 from litmegalodon.utils.command_line import is_main_process
 
 # A checkpoint is a folder that holds both.
@@ -47,12 +47,18 @@ def newest(folder: Path) -> Path | None:
 
     One of which a file is missing or cut short is left out, and that is said.
     """
-    for path in by_age(folder):
+    for path in (*_cut_short(folder), *by_age(folder)):
         if (wrong := wrong_size(path)) is None:
             return path
         if is_main_process():
-            print(f"{path} is damaged: {wrong}; an older one is looked for", file=sys.stderr)
+            print(f"{path} is damaged: {wrong}; another one is looked for", file=sys.stderr)
     return None
+
+
+def _cut_short(folder: Path) -> list[Path]:
+    """What was written to its end and has lost a file by which a checkpoint is known."""
+    found = [p for p in folder.rglob("*.ckpt") if (p / MANIFEST).is_file() and not is_complete(p)]
+    return sorted(path for path in found if wrong_size(path))
 
 
 def older(path: Path) -> list[Path]:
@@ -71,7 +77,7 @@ def find(
         value: a checkpoint, a run's folder (its newest one), or `last`: the newest one of the
             run's own folder where it holds any, else of the task's. `auto`, of a run that is
             started by the same command again and again: the newest one of its own folder, None as
-            long as there is none.
+            long as there is none, whole or damaged.
         exports: whether the folder of an export may be meant.
 
     Raises:
@@ -83,7 +89,13 @@ def find(
             raise ValueError(f"{name}=last: there is no complete checkpoint under {task_dir} yet")
         return path
     if value == "auto" and run_dir is not None:
-        return newest(run_dir)
+        path = newest(run_dir)
+        if path is None and (damaged := [*_cut_short(run_dir), *by_age(run_dir)]):
+            raise ValueError(
+                f"{name}=auto: no checkpoint under {run_dir} is whole, of {len(damaged)}; remove"
+                " them to begin anew"
+            )
+        return path
     path = Path(value).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"{name}={value}: there is no such file or folder; `last` is the newest")

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from litmegalodon.parallel import ChunkParallelStrategy
 from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.utils.checkpoint_manifest import wrong_size
-from litmegalodon.utils.checkpoints import DOOMED, META, PARTIAL, is_complete, written
+from litmegalodon.utils.checkpoints import DOOMED, PARTIAL, is_complete, written
 
 
 class _OwnedCheckpoint(ModelCheckpoint):
@@ -45,6 +45,8 @@ class _OwnedCheckpoint(ModelCheckpoint):
         )
         self.keep = keep
         self._foreign: set[Path] = set()
+        # This run's own that it does not go on from, though they are newer than the one it does.
+        self._left_behind: set[Path] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the first process's folder, and refuse validation in mid-accumulation.
@@ -81,7 +83,10 @@ class _OwnedCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier()
         # The state trained from is not saved once more, least of all during its next step.
         self._last_global_step_saved = trainer.global_step
-        resumed = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        resumed = None
+        if trainer.ckpt_path:
+            resumed = getattr(trainer.strategy, "loaded", None) or Path(trainer.ckpt_path)
+            resumed = resumed.resolve()
         ours = resumed is not None and Path(self.dirpath).resolve() in resumed.parents
         # A run that went back to a checkpoint of its own is still the same run.
         self._foreign = self._foreign if ours else set(self._present())
@@ -90,6 +95,10 @@ class _OwnedCheckpoint(ModelCheckpoint):
                 f"{self.dirpath} holds {self.kind} checkpoints of an earlier run, which are kept: "
                 f"{len(self._foreign)}"
             )
+        self._left_behind = set()
+        if ours and is_complete(resumed):
+            own = [p for p in self._present() if p not in self._foreign and is_complete(p)]
+            self._left_behind = {p for p in own if written(p) > written(resumed)}
         # A killed run may have replaced the best that an older state names. The first process
         # answers for all of them.
         there = bool(self.best_model_path) and is_complete(self.best_model_path)
@@ -112,7 +121,7 @@ class _OwnedCheckpoint(ModelCheckpoint):
             and (
                 trainer.should_stop
                 or trainer.global_step == trainer.max_steps
-                or all(getattr(callback, "may_save", True) for callback in trainer.callbacks)
+                or _may_save_now(trainer)
             )
         )
 
@@ -135,9 +144,12 @@ class _OwnedCheckpoint(ModelCheckpoint):
             )
             return
         self._foreign.discard(saved)
+        self._left_behind.discard(saved)
         ours = [path for path in self._present() if path != saved and path not in self._foreign]
-        # A damaged one does not count among those that stay.
+        # A damaged one does not count among those that stay, nor one that the run does not go on
+        # from.
         whole = [path for path in ours if is_complete(path) and not wrong_size(path)]
+        whole = [path for path in whole if path not in self._left_behind]
         stay = sorted(whole, key=written, reverse=True)[: self.keep - 1]
         for old in ours:
             if old not in stay:
@@ -207,6 +219,11 @@ class LastCheckpoint(_OwnedCheckpoint):
 
     def _save_final(self, trainer: Trainer) -> None:
         if not self._may_save(trainer):
+            if not _may_save_now(trainer):
+                rank_zero_info(
+                    f"step {trainer.global_step} is not saved, amid steps that are skipped: the"
+                    " run goes on from the checkpoint before them"
+                )
             return
         if _amid_accumulation(trainer):
             rank_zero_warn(
@@ -277,9 +294,13 @@ class BestCheckpoint(_OwnedCheckpoint):
 def newest_of_run(trainer: Trainer) -> str | None:
     """The checkpoint of this run that was finished last, that it was resumed from included."""
     kinds = [c for c in trainer.checkpoint_callbacks if isinstance(c, _OwnedCheckpoint)]
-    own = [p for c in kinds for p in c._present() if p not in c._foreign and is_complete(p)]
-    newest = max(own, key=lambda path: (path / META).stat().st_mtime_ns, default=None)
+    own = [p for c in kinds for p in c._present() if p not in c._foreign | c._left_behind]
+    newest = max((p for p in own if is_complete(p)), key=written, default=None)
     return str(newest) if newest is not None else trainer.ckpt_path
+
+
+def _may_save_now(trainer: Trainer) -> bool:
+    return all(getattr(callback, "may_save", True) for callback in trainer.callbacks)
 
 
 def _amid_accumulation(trainer: Trainer) -> bool:

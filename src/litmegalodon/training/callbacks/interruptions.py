@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from litmegalodon.training.callbacks.checkpoint import LastCheckpoint
+from litmegalodon.training.callbacks.spike_guard import GoBack
 from litmegalodon.utils.command_line import is_main_process
 from litmegalodon.utils.errors import INTERRUPTED, Stopped
 from litmegalodon.utils.printing import say
@@ -53,6 +54,8 @@ class Interruptions(Callback):
         self._module: LightningModule | None = None
         self._replaced: dict[int, Any] = {}
         self._timers: list[Timer] = []
+        # Seconds trained before the guard went back, which the checkpoint does not count.
+        self._trained = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the signals, and Lightning's own ways with them away."""
@@ -73,6 +76,8 @@ class Interruptions(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer after steps from now on."""
         self._training = True
+        for timer in self._timers:
+            timer._offset = max(timer._offset, self._trained)
         self._listen((signal.SIGINT,))
 
     def on_train_batch_start(
@@ -120,8 +125,10 @@ class Interruptions(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back."""
-        if not isinstance(exception, Stopped):
+        """Give the signals back, unless the run leaves or goes on from a checkpoint."""
+        if isinstance(exception, GoBack):
+            self._trained = max([0.0, *(timer.time_elapsed() for timer in self._timers)])
+        elif not isinstance(exception, Stopped):
             self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -139,7 +146,8 @@ class Interruptions(Callback):
             return
         for number in numbers:
             # What runs in the background may have to ignore Ctrl-C.
-            if (before := signal.getsignal(number)) != signal.SIG_IGN:
+            before = signal.getsignal(number)
+            if before != signal.SIG_IGN and number not in self._replaced:
                 self._replaced[number] = before
                 signal.signal(number, self._asked)
 

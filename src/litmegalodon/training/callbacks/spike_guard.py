@@ -213,7 +213,7 @@ class SpikeGuard(Callback):
 
     def _go_back(self, trainer: Trainer, batch: Batch) -> None:
         # Which one is the newest must not depend on how fast it is written.
-        getattr(trainer.strategy, "finish_saving", lambda: None)()
+        getattr(trainer.strategy, "settle_saving", lambda: None)()
         checkpoint = trainer.strategy.broadcast(newest_of_run(trainer))
         said = (
             f"the loss or the gradient was not finite in {self.in_a_row} steps in a row, up to step"

@@ -80,7 +80,11 @@ class Watchdog(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Stop to watch; who waits for a process that has failed will miss its signs."""
+        """Stop to watch; who waits for a process that has failed will miss its signs, but not
+        before the checkpoint is written that is on its way.
+        """
+        if self._heart is not None:
+            getattr(trainer.strategy, "give_up_saving", lambda: None)()
         self._stop(in_order=isinstance(exception, Stopped))
 
     def on_fit_end(self, trainer: Trainer, *_: Any) -> None:
