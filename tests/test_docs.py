@@ -2,6 +2,9 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,19 @@ def test_every_page_is_in_the_menu():
 def test_the_files_for_the_public_host_are_well_formed():
     for path in [*(ROOT / ".github").rglob("*.yml"), ROOT / "CITATION.cff"]:
         assert yaml.safe_load(path.read_text()), path
+
+
+@pytest.mark.slow
+def test_the_change_of_the_model_that_a_page_shows_works(tmp_path):
+    page = (ROOT / "docs" / "customise.md").read_text()
+    for folder in ("src", "configs", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    change = "\n".join(re.findall(r"```diff\n(.*?)```", page, re.DOTALL))
+    subprocess.run(["git", "apply", "-"], input=change.encode(), cwd=tmp_path, check=True)
+    command = ["-m", "pytest", "-q", "tests/test_model_switches.py", "-k", "tanh"]
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "....." in done.stdout, done.stdout
 
 
 @pytest.mark.slow
