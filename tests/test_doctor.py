@@ -69,14 +69,14 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     def version(name):
         if name == "hydra-core":
             raise importlib.metadata.PackageNotFoundError(name)
-        return {"torch": "2.1.0", "tensorboard": "1.0"}.get(name) or real(name)
+        return {"torch": "2.1.0", "transformers": "1.0"}.get(name) or real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = list(doctor.packages())
     wrong = only(found, "packages")
     assert (wrong.state, wrong.fix) == ("fault", "make setup")
     assert wrong.text == "torch is 2.1.0, not ==2.13.0; hydra-core is missing"
-    assert "tensorboard" in only(found, "extras").text.partition("not there")[2]
+    assert "hf" in only(found, "extras").text.partition("not there")[2]
 
 
 def test_a_python_that_is_too_old(monkeypatch):
