@@ -1,7 +1,10 @@
 """Whole training runs, by the command line: what a step is, and where a run is measured."""
 
+import socket
+
 import pytest
 
+from guard_helpers import trained
 from runs import losses, metrics, run
 
 pytestmark = pytest.mark.slow
@@ -46,3 +49,11 @@ def test_it_trains_with(setting, tmp_path):
     by_step = losses(tmp_path / "run")
     assert len(by_step) == 20
     assert float(by_step[20]) < float(by_step[1]) - 1.0
+
+
+def test_a_port_that_another_program_took_meanwhile_is_no_end_of_a_run(tmp_path, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        assert len(metrics(trained(tmp_path, "trainer.max_steps=1"))) == 1

@@ -1,6 +1,7 @@
 """The Lightning strategy of every run, from one process to many: FSDP2, sharded checkpoints."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.distributed import DistNetworkError
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -80,7 +83,15 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         Raises:
             ValueError: the processes can't share the data module's rows so.
         """
-        self._setup_distributed()
+        try:
+            self._setup_distributed()
+        except DistNetworkError:
+            # A process alone takes a free port, which another program may have taken since.
+            if self.world_size > 1:
+                raise
+            self.cluster_environment = LightningEnvironment()
+            os.environ.pop("MASTER_PORT", None)
+            self._setup_distributed()
         module = self.lightning_module
         assert module is not None
         degrees = resolve(
