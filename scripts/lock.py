@@ -15,11 +15,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
+# The oldest that all pins suit: what builds the documentation needs this patch of 3.11.
+PYTHON = "3.11.5"
 LEFT_OUT = re.compile(r"(torch|nvidia-[\w-]+|cuda-[\w-]+)==")
 HEADER = """\
 # Made by `make lock`, not by hand: versions and hashes of what a run and its tests need.
 # torch is not here: its builds for CPUs and for CUDA have one version and different files.
-# To install exactly this: make setup LOCK=1
+# To install exactly this, on Python 3.11.5 or newer: make setup LOCK=1
 """
 
 
@@ -51,7 +53,7 @@ def main() -> int:
         versions, made = Path(folder) / "versions.txt", Path(folder) / "lock.txt"
         versions.write_text(constraints())
         options = (
-            "--extra test --universal --python-version 3.11 --generate-hashes"
+            f"--extra test --universal --python-version {PYTHON} --generate-hashes"
             f" --no-header --no-annotate --no-emit-index-url --constraint {versions}"
             f" --output-file {made} --quiet"
         )

@@ -3,9 +3,11 @@
 import re
 import shutil
 import sys
+import tomllib
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from runs import ROOT
 from test_cli_make import fake_python, make
@@ -35,13 +37,23 @@ def test_torch_is_named_by_version_alone_and_elsewhere():
 
 
 def test_the_pins_suit_what_the_project_asks_for():
-    text = (ROOT / "pyproject.toml").read_text()
-    pins = {name: version for name, version, _ in BLOCKS}
-    asked = re.findall(r'^    "([\w-]+[<>=][^"]*)",$', text, re.MULTILINE)
-    assert len(asked) > 12
-    for needed in map(Requirement, asked):
-        if needed.name != "torch":
-            assert needed.specifier.contains(pins[needed.name], prereleases=True), needed
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = {canonicalize_name(name): version for name, version, _ in BLOCKS}
+
+    def asked(texts):
+        for needed in map(Requirement, texts):
+            if needed.name == project["name"]:
+                for extra in needed.extras:
+                    yield from asked(project["optional-dependencies"][extra])
+            elif needed.name != "torch":
+                yield needed
+
+    needs = list(asked(project["dependencies"] + project["optional-dependencies"]["test"]))
+    assert len(needs) > 25
+    for needed in needs:
+        version = pins.get(canonicalize_name(needed.name))
+        assert version is not None, f"{needed} is not locked: make lock"
+        assert needed.specifier.contains(version, prereleases=True), needed
 
 
 def test_blocks_of_torch_are_left_out():
