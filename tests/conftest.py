@@ -52,3 +52,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if reasons:
         print(f"\nfailed: skips that tests/allowed_skips.txt does not list: {reasons}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module")
+def one_process_group():
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,6 +1,4 @@
-"""Checkpoints appear whole or not at all, hold what was there when they were asked for, and a
-damaged one is known.
-"""
+"""Checkpoints appear whole or not at all, and hold what was there when they were asked for."""
 
 import errno
 import os
@@ -8,63 +6,18 @@ import shutil
 import threading
 import time
 from collections import namedtuple
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint import default_planner
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from litmegalodon.parallel import checkpoint_storage, checkpoint_writing
-from litmegalodon.parallel.checkpoint_writing import CheckpointWriter, SaveError
+from litmegalodon.parallel.checkpoint_writing import SaveError
 from litmegalodon.utils import checkpoints
-from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
-from litmegalodon.utils.checkpoint_manifest import MANIFEST, damage, read_manifest, wrong_size
+from litmegalodon.utils.checkpoint_manifest import damage, read_manifest
+from writing_helpers import SHARD, holds, save, state, writer
 
-META = {"hyper_parameters": {"config": {}}, "global_step": 3}
-SHARD = "__0_0.distcp"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group():
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def writer(asynchronous=True, failures_allowed=2):
-    return CheckpointWriter(
-        asynchronous, failures_allowed, timedelta(minutes=1), torch.device("cpu")
-    )
-
-
-def state(value=0.0):
-    """A sharded tensor, one that is not, a number; values that no other call gives."""
-    mesh = init_device_mesh("cpu", (1,))
-    sharded = distribute_tensor(torch.arange(5000.0) + value, mesh, [Shard(0)])
-    return {"state_dict": {"a": sharded, "b": torch.full((7,), value)}, "optimizer_0": {"lr": 0.5}}
-
-
-def save(writer, path, tensors, then=(), wait=False):
-    rest = path.parent.parent / "rest"
-    torch.save(META, rest)
-    writer.save(path, tensors, rest.read_bytes(), list(then), wait)
-
-
-def loaded(path):
-    read_meta(path, "setting")
-    tensors = {"state_dict.a": torch.zeros(5000), "state_dict.b": torch.zeros(7)}
-    read_tensors(path, tensors, "setting")
-    return tensors
-
-
-def holds(path, value):
-    got = loaded(path)
-    assert torch.equal(got["state_dict.a"], torch.arange(5000.0) + value)
-    assert torch.equal(got["state_dict.b"], torch.full((7,), value))
+pytestmark = pytest.mark.usefixtures("one_process_group")
 
 
 @pytest.fixture
@@ -338,110 +291,6 @@ def test_a_process_that_gives_up_leaves_what_others_have_not_begun(folder, monke
         ours.give_up()
     assert "is not written: other processes had not come so far" in caplog.text
     late.set()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A checkpoint to damage copies of."""
-    path = tmp_path_factory.mktemp("whole") / "checkpoints" / "last-step=000003.ckpt"
-    save(writer(asynchronous=False), path, state(1.0))
-    return path
-
-
-def flip(data, random):
-    at = random.randrange(len(data))
-    return data[:at] + bytes([data[at] ^ 1 << random.randrange(8)]) + data[at + 1 :]
-
-
-def cut(data, random):
-    return data[: random.randrange(len(data))]
-
-
-def swap(data, random):
-    """Two different bytes change places."""
-    while True:
-        one, other = sorted(random.sample(range(len(data)), 2))
-        if data[one] != data[other]:
-            break
-    changed = bytearray(data)
-    changed[one], changed[other] = data[other], data[one]
-    return bytes(changed)
-
-
-def grow(data, random):
-    return data + random.randbytes(random.randrange(1, 100))
-
-
-@pytest.mark.parametrize("change", [flip, cut, swap, grow])
-def test_no_changed_byte_of_any_file_is_loaded(whole, change, tmp_path):
-    from random import Random
-
-    random, copy = Random(0), tmp_path / "checkpoints" / whole.name
-    shutil.copytree(whole, copy)
-    assert damage(copy) is None
-    for name in (SHARD, ".metadata", "meta.pt", MANIFEST):
-        data = (whole / name).read_bytes()
-        for _ in range(40):
-            (copy / name).write_bytes(change(data, random))
-            assert damage(copy).startswith(name)
-            with pytest.raises(ValueError, match=r"^setting: cannot be read, it is damaged: ") as e:
-                loaded(copy)
-            assert name in str(e.value) and "\n" not in str(e.value)
-            # Where sizes tell, none is taken for the newest.
-            if wrong_size(copy):
-                assert checkpoints.newest(tmp_path) is None
-        (copy / name).write_bytes(data)
-    holds(copy, 1.0)
-
-
-def test_two_files_that_have_changed_places_are_refused(whole, tmp_path):
-    copy = tmp_path / "copy.ckpt"
-    shutil.copytree(whole, copy)
-    for one, other in ((SHARD, "meta.pt"), (".metadata", SHARD)):
-        a, b = ((copy / name).read_bytes() for name in (one, other))
-        (copy / one).write_bytes(b)
-        (copy / other).write_bytes(a)
-        assert damage(copy) is not None
-        (copy / one).write_bytes(a)
-        (copy / other).write_bytes(b)
-
-
-@pytest.mark.parametrize("name", [SHARD, *checkpoints.FILES])
-def test_a_lost_file_is_named(name, whole, tmp_path, capsys):
-    copy = tmp_path / "copy.ckpt"
-    shutil.copytree(whole, copy)
-    (copy / name).unlink()
-    assert damage(copy) == f"{name} is missing"
-    assert checkpoints.newest(tmp_path) is None
-    assert f"{name} is missing; another one is looked for" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"auto: no checkpoint under .* is whole, of 1"):
-        checkpoints.find("ckpt_path", "auto", tmp_path, tmp_path)
-
-
-def test_the_newest_is_told_by_its_manifest_and_not_by_copied_times(whole, tmp_path):
-    one, two = tmp_path / "one.ckpt", tmp_path / "two.ckpt"
-    ours = writer(asynchronous=False)
-    for path in (one, two):
-        ours.changed()
-        save(ours, tmp_path / "x" / path.name, state())
-    # The newer one is copied first.
-    shutil.copytree(tmp_path / "x" / two.name, two, copy_function=shutil.copy)
-    shutil.copytree(tmp_path / "x" / one.name, one, copy_function=shutil.copy)
-    shutil.rmtree(tmp_path / "x")
-    assert checkpoints.newest(tmp_path) == two
-    assert checkpoints.older(two) == [one] and checkpoints.older(one) == []
-    # A shortened one is neither.
-    (one / SHARD).write_bytes(b"")
-    assert checkpoints.older(two) == []
-
-
-def test_a_checkpoint_without_a_manifest_is_loaded_as_before(whole, tmp_path):
-    copy = tmp_path / whole.name
-    shutil.copytree(whole, copy)
-    (copy / MANIFEST).unlink()
-    assert damage(copy) is None
-    holds(copy, 1.0)
-    assert checkpoints.newest(tmp_path) == copy
 
 
 def peak_of(action) -> int:
