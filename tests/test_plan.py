@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,17 +26,7 @@ from litmegalodon.planning.sharded import elements
 from plan_processes import CASES, CONFIG, LENGTH, ROWS, Case
 from runs import ENVIRONMENT, ROOT
 
-SMALL = MegalodonConfig(
-    vocab_size=264,
-    num_layers=3,
-    model_dim=128,
-    z_dim=48,
-    value_dim=320,
-    num_heads=2,
-    ffn_hidden_dim=200,
-    chunk_size=128,
-    norm_num_groups=4,
-)
+SMALL = replace(CONFIG, swiglu=False)
 
 
 def experiment(name: str, folder: Path) -> MegalodonConfig:
