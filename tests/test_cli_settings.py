@@ -164,7 +164,7 @@ def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
         ("model.optimizer.decay=some", "model.optimizer.decay=some: must be all or matrices"),
         ("model.scheduler.kind=step", "model.scheduler.kind=step: must be cosine, linear or .*"),
         ("model.scheduler.final_ratio=2", "model.scheduler.final_ratio=2: .* at most 1"),
-        ("model.scheduler.warmup_steps=1000", "model.scheduler.warmup_steps=1000: .* less than .*"),
+        ("model.scheduler.warmup_steps=5000", "model.scheduler.warmup_steps=5000: .* less than .*"),
         ("model.config.vocab_size=256", "model.config.vocab_size=256: .*set at least 258"),
         ("model.config.dropout=1.0", "model.config.dropout=1.0: .*"),
         ("model.config.model_dim=wide", "model.config.model_dim=wide: .*"),
