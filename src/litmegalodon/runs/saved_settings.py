@@ -28,6 +28,8 @@ def adopt_settings(cfg: DictConfig, overrides: Sequence[str]) -> None:
         raise ValueError("ckpt_path: give the checkpoint to evaluate, or `last` for the newest one")
     task_dir = Path(cfg.paths.log_dir) / cfg.last_of
     checkpoint = checkpoints.find("ckpt_path", str(cfg.ckpt_path), task_dir)
+    # None is only what `auto` may give.
+    assert checkpoint is not None
     path = checkpoints.run_config(checkpoint)
     cfg.ckpt_path = str(checkpoint)
     if path is None:

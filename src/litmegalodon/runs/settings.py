@@ -71,7 +71,7 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg,
             name,
-            lambda value, null=may_be_null: isinstance(value, str) or (null and value is None),
+            _is_text(may_be_null),
             "must be text, or null" if may_be_null else "must be text",
         )
     check_targets(cfg, "")
@@ -100,7 +100,7 @@ def check_values(cfg: DictConfig) -> None:
 def check_targets(node: DictConfig, name: str) -> None:
     """What each `_target_` in a node names could be there."""
     for key, value in node.items():
-        inner = f"{name}.{key}" if name else str(key)
+        inner = f"{name}.{key!s}" if name else str(key)
         if key == "_target_":
             module = value.partition(".")[0] if isinstance(value, str) else ""
             if not module.isidentifier() or importlib.util.find_spec(module) is None:
@@ -212,11 +212,11 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
             f"trainer.strategy.bf16_parameters=true: trainer.precision={cfg.trainer.precision} has"
             " products in float32; set trainer.precision=bf16-mixed with it"
         )
-    degrees = [strategy.get(name) for name in DEGREES]
-    if None in degrees:
+    replicate, data, chunk = (strategy.get(name) for name in DEGREES)
+    if None in (replicate, data, chunk):
         return None
     lengths = {f"data.{name}": cfg.data[name] for name in read_settings(cfg, "seq_len")}
-    return resolve(processes, *degrees, cfg.model.config.get("chunk_size"), lengths)
+    return resolve(processes, replicate, data, chunk, cfg.model.config.get("chunk_size"), lengths)
 
 
 def read_settings(cfg: DictConfig, name: str) -> list[str]:
@@ -301,6 +301,10 @@ def _check(cfg: DictConfig, name: str, is_good: Callable[[Any], bool], rule: str
         return
     if not is_good(value):
         raise ValueError(f"{name}={'null' if value is None else value}: {rule}")
+
+
+def _is_text(may_be_null: bool) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) or (may_be_null and value is None)
 
 
 def _is_whole(least: int) -> Callable[[Any], bool]:
