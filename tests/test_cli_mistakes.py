@@ -13,7 +13,7 @@ from test_cli_settings import assert_says, make_checkpoint
 # Script and arguments: what the sentence begins with.
 MISTAKES = {
     "train model.optimizer.lr=fast": "model.optimizer.lr=fast: must be a number above 0",
-    "train data=hub data.source.path=a data.source.val_split=b data.source.validation_fraction=.1": (
+    "train data=c4 data.source.validation_fraction=0.1": (
         "data.source.validation_fraction=0.1: has no effect with data.source.val_split"
     ),
     "train data=mixture data.source.sources.recall.length=5": (

@@ -31,6 +31,7 @@ from litmegalodon.utils.settings import check_settings, check_values
 from test_cli_settings import make_checkpoint
 from tokenizer_helpers import train as tokenizer_model
 
+pytestmark = pytest.mark.slow
 # Of another type than any setting, of another type than numbers, and out of every range.
 WRONG = ({"a": 1}, [1, "b"], "zzz", -7, 2.5)
 ABOVE_ZERO = (
@@ -62,7 +63,7 @@ FINE = {
     **dict.fromkeys(ABOVE_ZERO, 2.5),
     **dict.fromkeys((*TEXTS, *TEXT_TOO), "zzz"),
     # Any parts, by any name.
-    **dict.fromkeys(("callbacks", "harness.reported"), "a part"),
+    **dict.fromkeys(("callbacks", "harness.reported", "harness.num_fewshot"), "a part"),
 }
 # Named by what it leads to: there is no checkpoint under that name.
 LEADS_ELSEWHERE = {"last_of": "ckpt_path=last: there is no complete checkpoint under .*/zzz yet"}
@@ -258,8 +259,5 @@ def settings_of(path: Path) -> list[str]:
     if "# @package _global_" in path.read_text():
         group = []
     package = ".".join(part for part in group if part != "common")
-    return [
-        f"{package}.{key}" if package else key
-        for key in leaves(content)
-        if key != "defaults" and not key.startswith("hydra.")
-    ]
+    content.pop("defaults", None)
+    return [key for key in leaves(content, package) if not key.startswith("hydra.")]

@@ -20,7 +20,7 @@ def difference(theirs: Mapping[str, str] | None, ours: Mapping[str, str] | None)
         return ""
     names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
     if not names:
-        return " (the files are the same, and split, mixed or their columns taken in another way)"
+        return " (the files are the same: split, mixed or their columns taken in another way)"
     first = names[0]
     was, now = theirs.get(first), ours.get(first)
     what = "is new" if was is None else "is gone" if now is None else "has changed"
