@@ -2,7 +2,9 @@
 
 import csv
 import math
+import re
 import runpy
+import shlex
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 from config_helpers import CONFIGS, composed
 from data_helpers import BOS, datamodule
 from litmegalodon.evaluation import LossByPosition
+from litmegalodon.evaluation.settings import check_evaluation
 from litmegalodon.utils.settings import check_settings
 from runs import ROOT
 
@@ -36,6 +39,21 @@ def test_each_context_gets_the_same_tokens_in_the_same_steps(tmp_path):
         cfg.data.seq_len = cfg.data.batch_size = cfg.data.cutting = None
     assert len(cfgs) == 4
     assert all(cfg == cfgs["context_length"] for cfg in cfgs.values())
+
+
+def test_the_commands_of_the_results_are_valid(tmp_path):
+    page = (ROOT / "docs" / "results.md").read_text()
+    (train,) = re.findall(r"^ +python src/train\.py -m experiment=(context_length\S*) ", page, re.M)
+    assert len(train.split(",")) == 4
+    for name in train.split(","):
+        check_settings(composed(f"experiment={name}", folder=tmp_path))
+    evaluations = re.findall(r"^ +python src/eval\.py (.* evaluation=context .*)$", page, re.M)
+    assert len(evaluations) == 2
+    for line in evaluations:
+        given = [a for a in shlex.split(line) if a.startswith("evaluation")]
+        cfg = composed(*given, "ckpt_path=null", folder=tmp_path, name="eval")
+        check_evaluation(cfg, given)
+        check_settings(cfg)
 
 
 def test_joined_texts_go_round_without_a_boundary():
