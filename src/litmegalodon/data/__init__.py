@@ -1,9 +1,10 @@
 """Documents, tokens and the one global order in which they are trained.
 
 A source gives documents (`documents`; `stdlib`, `files`, `hub`, `synthetic`, `listops`), a
-tokenizer turns them into tokens (`tokenizer`), `packing` cuts them into rows, `order` says which row comes when,
-and `datamodule` hands batches to Lightning. Importing this package costs neither torch nor
-lightning: the data module is loaded when it is first asked for, and so is what reads files.
+tokenizer turns them into tokens (`tokenizer`), `packing` cuts them into rows, `order` says which
+row comes when, and `datamodule` hands batches to Lightning. Importing this package costs neither
+torch nor lightning: the data module is loaded when it is first asked for, and so is what reads
+files.
 """
 
 from importlib import import_module
