@@ -11,7 +11,10 @@ from litmegalodon.runs.settings import check_settings
 from runs import ROOT
 
 TEXTS = [ROOT / "docs" / "baselines.md"]
-TEXTS += [CONFIGS / "experiment" / f"{name}.yaml" for name in ("vs_llama", "ablation")]
+TEXTS += [
+    CONFIGS / "experiment" / f"{name}.yaml"
+    for name in ("vs_llama", "ablation", "recall", "listops", "listops_short")
+]
 COMMAND = re.compile(r"^(?:    |# +)python src/train\.py(.*?)(?:  +#.*)?$", re.MULTILINE)
 COMMANDS = sorted({c for path in TEXTS for c in COMMAND.findall(path.read_text())})
 

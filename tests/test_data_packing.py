@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_documents(texts, seq_len):
     tokens = sum(map(len, texts)) + 2 * len(texts)
     assert rows.store.num_bytes == sum(map(len, texts))
     assert rows.store.num_tokens == tokens
-    assert rows.utilisation == pytest.approx(tokens / (len(rows) * seq_len))
+    assert rows.filled == tokens
 
 
 def test_a_long_document_continues_in_the_next_row():

@@ -1,9 +1,10 @@
 """Documents, tokens and the one global order in which they are trained.
 
-A source gives documents (`documents`; `stdlib`, `files`, `hub`, `synthetic`), a tokenizer turns
-them into tokens (`tokenizer`), `packing` cuts them into rows, `order` says which row comes when,
-and `datamodule` hands batches to Lightning. Importing this package costs neither torch nor
-lightning: the data module is loaded when it is first asked for, and so is what reads files.
+A source gives documents (`documents`; `stdlib`, `files`, `hub`, `synthetic`, `listops`), a
+tokenizer turns them into tokens (`tokenizer`), `packing` cuts them into rows, `order` says which
+row comes when, and `datamodule` hands batches to Lightning. Importing this package costs neither
+torch nor lightning: the data module is loaded when it is first asked for, and so is what reads
+files.
 """
 
 from importlib import import_module
@@ -19,6 +20,8 @@ from litmegalodon.data.documents import (
     compression_baselines,
     corpus_fingerprint,
 )
+from litmegalodon.data.listops import ListOpsSource
+from litmegalodon.data.listops_tokenizer import ListOpsTokenizer
 from litmegalodon.data.mixture import MixtureSource
 from litmegalodon.data.order import permute, row_at
 from litmegalodon.data.packing import PackedRows
@@ -50,6 +53,8 @@ __all__ = [
     "FilesSource",
     "HubSource",
     "LeftOut",
+    "ListOpsSource",
+    "ListOpsTokenizer",
     "ListShard",
     "ListSource",
     "MemoryStore",

@@ -6,7 +6,7 @@ which a rank has its share (`slots`). What resumes a run is the index of the fir
 trained and, for slots, the place of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from litmegalodon.data.corpus import HeldOut, Opening, Part
 from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
 from litmegalodon.data.packing import PackedRows, check_cutting
+from litmegalodon.data.question_rows import QuestionRows
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
@@ -45,7 +46,8 @@ class TextDataModule(LightningDataModule):
         reset_documents: whether documents in a row are isolated from each other.
         shuffle, seed: whether the order is random, and which.
         cutting: `packed`, documents end to end; or `lanes`, in which a row of a batch goes on where
-            the same row of the last batch ended, so that the model can carry its state.
+            the same row of the last batch ended, so that the model can carry its state; or
+            `questions`, one document a row, whose text alone is predicted, not its end.
         streaming: read documents as they come, shard by shard, instead of all into memory first.
         chunk_size: of the model; lanes are made of whole chunks.
         on_error: `raise` where a source finds no document in a place that should hold one, or
@@ -87,7 +89,7 @@ class TextDataModule(LightningDataModule):
         self.reset_documents = reset_documents
         self.shuffle = shuffle
         self.seed = _whole("seed", seed, 0)
-        check_cutting(cutting, seq_len, chunk_size)
+        check_cutting(cutting, seq_len, chunk_size, streaming)
         self.cutting, self.chunk_size = cutting, chunk_size
         self.streaming = streaming
         self.on_error = OnError(on_error)
@@ -98,8 +100,8 @@ class TextDataModule(LightningDataModule):
         self._parts: list[Part] | None = None
         self._held_out: HeldOut | None = None
         # Rows in any order; no rows of training where there are slots.
-        self._train: list[PackedRows] = []
-        self._val: list[PackedRows] = []
+        self._train: list[PackedRows | QuestionRows] = []
+        self._val: list[PackedRows | QuestionRows] = []
 
     @property
     def cursor(self) -> int:
@@ -129,13 +131,13 @@ class TextDataModule(LightningDataModule):
             if self.streaming and not _streamed(parts):
                 rank_zero_info("data.streaming=true: has no effect, a prepared corpus is mapped")
             if not self.carries_state and not _streamed(parts):
-                self._train = [self._packed(part.store, self.seq_len) for part in parts]
+                self._train = [self._rows(part.store, "seq_len") for part in parts]
                 for rows in self._train:
                     self._check_length(rows.store.num_tokens)
             self._parts = parts
         if self._held_out is None:
             self._held_out = self._opening.held_out(self.source)
-            self._val = [self._packed(store, self.val_seq_len) for store in self._held_out.stores]
+            self._val = [self._rows(store, "val_seq_len") for store in self._held_out.stores]
 
     def train_dataloader(self) -> DataLoader | SlotLoader:
         """Endless batches from the cursor on; iterating again goes on after the last trained batch.
@@ -291,9 +293,9 @@ class TextDataModule(LightningDataModule):
 
     @property
     def val_targets(self) -> int:
-        """Predicted tokens of the held-out documents, their ends included."""
+        """Predicted tokens of the held-out documents, in packed rows with their ends."""
         self.setup("validate")
-        return sum(store.num_targets for store in self._held_out.stores)
+        return sum(rows.num_targets for rows in self._val)
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of gzip -9 and xz on the held-out documents: `{"gzip": ..., "xz": ...}`."""
@@ -307,8 +309,11 @@ class TextDataModule(LightningDataModule):
     def _is_fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
-    def _packed(self, store: Any, seq_len: int) -> PackedRows:
-        return PackedRows(store, seq_len, self.tokenizer.eos_id, self.reset_documents)
+    def _rows(self, store: Any, setting: str) -> PackedRows | QuestionRows:
+        seq_len, eos_id = getattr(self, setting), self.tokenizer.eos_id
+        if self.cutting == "questions":
+            return QuestionRows(store, seq_len, eos_id, setting)
+        return PackedRows(store, seq_len, eos_id, self.reset_documents)
 
     def _slots(self) -> list[int]:
         """The rows of a batch that are this rank's."""
@@ -392,9 +397,9 @@ def _counts(stores: list[Any]) -> dict[str, int]:
     }
 
 
-def _row_counts(rows: list[PackedRows]) -> dict[str, int | float]:
+def _row_counts(rows: Sequence[PackedRows | QuestionRows]) -> dict[str, int | float]:
     count = sum(map(len, rows))
-    real = sum(part.store.num_tokens for part in rows)
+    real = sum(part.filled for part in rows)
     return {"rows": count, "utilisation": real / max(1, sum(len(p) * p.seq_len for p in rows))}
 
 

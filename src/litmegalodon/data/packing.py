@@ -15,7 +15,7 @@ import numpy as np
 
 from litmegalodon.data.store import IGNORED, TokenStore
 
-CUTTINGS = ("packed", "lanes")
+CUTTINGS = ("packed", "lanes", "questions")
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -35,9 +35,14 @@ class PackedRows(Sequence[Row]):
         self.reset_documents = reset_documents
 
     @property
-    def utilisation(self) -> float:
-        """Share of all positions that hold a token of a document, 0 to 1."""
-        return self.store.num_tokens / max(1, len(self) * self.seq_len)
+    def num_targets(self) -> int:
+        """Predicted tokens of all rows."""
+        return self.store.num_targets
+
+    @property
+    def filled(self) -> int:
+        """Positions of all rows that hold a token of a document."""
+        return self.store.num_tokens
 
     def padding(self, i: int) -> int:
         """Positions of row `i` that hold no token of a document."""
@@ -87,11 +92,21 @@ def empty_row(seq_len: int, eos_id: int) -> Row:
     )
 
 
-def check_cutting(cutting: str, seq_len: int, chunk_size: int | None) -> None:
-    """ValueError where data.cutting is unknown, or rows of lanes are not whole chunks."""
+def check_cutting(
+    cutting: str, seq_len: int, chunk_size: int | None, streaming: bool = False
+) -> None:
+    """ValueError where data.cutting is unknown, rows of lanes are not whole chunks, or questions
+    are to be streamed.
+    """
     if cutting not in CUTTINGS:
-        raise ValueError(f"data.cutting={cutting}: must be {' or '.join(CUTTINGS)}")
-    if cutting == "packed":
+        choices = f"{', '.join(CUTTINGS[:-1])} or {CUTTINGS[-1]}"
+        raise ValueError(f"data.cutting={cutting}: must be {choices}")
+    if cutting == "questions" and streaming:
+        raise ValueError(
+            "data.cutting=questions: rows of a document each are not cut from a stream; set"
+            " data.streaming=false, or prepare the corpus with scripts/prepare_corpus.py"
+        )
+    if cutting != "lanes":
         return
     if chunk_size is None:
         raise ValueError(

@@ -11,11 +11,12 @@ All is ASCII, so that bytes are characters for any tokenizer.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from litmegalodon.data.documents import SPLITS, Document
+from litmegalodon.data.on_demand import OnDemandSource, whole
 
 # 64 of the printable characters, so that a random text holds 6 bits a byte; 16 that make words.
 SYMBOLS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -34,9 +35,6 @@ DIGITS = 5
 FACT = b"The pass key is "
 AFTER_FACT = b". Keep it in mind.\n"
 QUESTION = b"\nWhat was the pass key? The pass key is "
-
-# Documents of a shard.
-SHARD = 1000
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def question(
     return source.example("question", index)
 
 
-class SyntheticSource:
+class SyntheticSource(OnDemandSource):
     """Documents of `length` bytes of a task: random, copy, recall or passkey.
 
     Document i of a split is a function of (seed, split, i), made when it is asked for.
@@ -110,21 +108,12 @@ class SyntheticSource:
                 f"data.source.task={task}: must be {', '.join(names[:-1])} or {names[-1]}"
             )
         self.task, self.distance = task, distance
-        self.length = _whole("length", length, TASKS[task].least_length, f" for the task {task}")
-        self.documents = _whole("documents", documents, 1)
-        self.val_documents = _whole("val_documents", val_documents, 1)
-        self.seed = _whole("seed", seed, 0)
+        self.length = whole("length", length, TASKS[task].least_length, f" for the task {task}")
+        self.documents = whole("documents", documents, 1)
+        self.val_documents = whole("val_documents", val_documents, 1)
+        self.seed = whole("seed", seed, 0)
         if distance is not None:
             self._check_distance(distance)
-
-    def shards(self, split: str) -> list["SyntheticShard"]:
-        number = self.documents if split == "train" else self.val_documents
-        starts = range(0, number, SHARD)
-        sizes = [min(SHARD, number - start) for start in starts]
-        return [
-            SyntheticShard(f"{split}/{start}", self, split, start, size)
-            for start, size in zip(starts, sizes, strict=True)
-        ]
 
     def document(self, split: str, index: int) -> Document:
         """Document `index` of a split, from 0."""
@@ -150,10 +139,6 @@ class SyntheticSource:
         return digest.hexdigest()[:16]
 
     @property
-    def left_out(self) -> dict[str, int]:
-        return {"files": 0, "bytes": 0}
-
-    @property
     def num_bytes(self) -> int:
         return self.length * (self.documents + self.val_documents)
 
@@ -164,28 +149,13 @@ class SyntheticSource:
                 f"data.source.distance={distance}: the task {self.task} has none; set null"
             )
         low, high = task.nearest(self.length), task.farthest(self.length)
-        _whole("distance", distance, 1)
+        whole("distance", distance, 1)
         if not low <= distance <= high:
             raise ValueError(
                 f"data.source.distance={distance}: does not fit documents of"
                 f" data.source.length={self.length}; the nearest that does is"
                 f" {min(max(distance, low), high)}"
             )
-
-
-@dataclass(frozen=True)
-class SyntheticShard:
-    """Documents `start` to `start + number` of a split."""
-
-    name: str
-    source: SyntheticSource
-    split: str
-    start: int
-    number: int
-
-    def documents(self, first: int = 0) -> Iterator[tuple[int, Document]]:
-        for i in range(first, self.number):
-            yield i, self.source.document(self.split, self.start + i)
 
 
 def _random(draw: Draw, length: int, distance: int) -> tuple[bytes, bytes]:
@@ -235,15 +205,6 @@ def _line(number: int) -> bytes:
 def _filler(number: int, start: int = 0) -> bytes:
     text = FILLER[start:] + FILLER * (number // len(FILLER) + 1)
     return text[:number]
-
-
-def _whole(name: str, value: int, minimum: int, purpose: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(
-            f"data.source.{name}={'null' if value is None else value}: must be a whole number, at"
-            f" least {minimum}{purpose}"
-        )
-    return value
 
 
 _RECALL_NEAREST = VALUE + 1 + KEY + 1

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from litmegalodon.evaluation.at_end import AtEnd
     from litmegalodon.evaluation.by_position import LossByPosition
     from litmegalodon.evaluation.files import Files
     from litmegalodon.evaluation.harness import Harness
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from litmegalodon.evaluation.recall import Recall
     from litmegalodon.evaluation.shared_reading import SharedReader
 
-__all__ = ["Files", "Harness", "HarnessModel", "LossByPosition", "Recall", "SharedReader"]
+__all__ = ["AtEnd", "Files", "Harness", "HarnessModel", "LossByPosition", "Recall", "SharedReader"]
 
 _MODULES = {
+    "AtEnd": "at_end",
     "Files": "files",
     "Harness": "harness",
     "HarnessModel": "harness_model",

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics import Metric
 
 from litmegalodon.data.store import IGNORED
 from litmegalodon.data.synthetic import question
@@ -28,42 +27,12 @@ from litmegalodon.evaluation.question_batches import (
 )
 from litmegalodon.evaluation.ranges import check_whole
 from litmegalodon.models import Megalodon
+from litmegalodon.training.metrics import Answers
 
 COLUMNS = (
     *("task", "length", "distance", "asked", "accuracy", "standard_error", "chance"),
     "token_accuracy",
 )
-
-
-class Answers(Metric):
-    """Right answers and right tokens of them by cell, exact over ranks and uneven batches."""
-
-    full_state_update = False
-
-    def __init__(self, cells: int = 0) -> None:
-        super().__init__()
-        for name in ("asked", "right", "tokens", "tokens_right"):
-            zeros = torch.zeros(cells, dtype=torch.int64)
-            self.add_state(name, zeros, dist_reduce_fx="sum")
-
-    def update(self, cell: int, hits: Tensor, counted: Tensor) -> None:
-        """Add rows: whether the likeliest token is the target, and where that counts, bool [b, n].
-
-        Rows in which nothing counts are not asked.
-        """
-        asked = counted.any(-1)
-        self.asked[cell] += asked.sum()
-        self.right[cell] += (asked & (hits | ~counted).all(-1)).sum()
-        self.tokens[cell] += counted.sum()
-        self.tokens_right[cell] += (hits & counted).sum()
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Questions int64 [cells], fractions float64 of right answers and of right tokens."""
-        return (
-            self.asked,
-            self.right.double() / self.asked,
-            self.tokens_right.double() / self.tokens,
-        )
 
 
 class Recall(nn.Module):
@@ -148,6 +117,9 @@ class Recall(nn.Module):
         """Read questions and compare what is likeliest with their answers."""
         tokens, targets = batch["tokens"], batch["targets"]
         first, end, state = batch["first"], batch["longest"] - 1, None
+        if not getattr(model, "streams", True):
+            # It carries nothing from call to call.
+            first = 0
         for start in range(0, first, self.piece):
             piece = tokens[:, start : min(start + self.piece, first)]
             _, state = model(piece, state, last_only=True)

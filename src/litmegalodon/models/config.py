@@ -125,12 +125,7 @@ class MegalodonConfig(ModelConfig):
         if self.cema_ndim > 32:
             self._refuse("cema_ndim", "must be at most 32")
         self._check_common()
-        if self.output_size != -1 and self.output_size < 1:
-            self._refuse("output_size", "must be at least 1, or -1 for vocab_size")
-        if self.share_emb and self.output_size not in (-1, self.vocab_size):
-            self._refuse(
-                "output_size", "must be -1 with share_emb=true, which ties it to vocab_size"
-            )
+        self._check_outputs()
         for name in ("dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 self._refuse(name, "must be at least 0 and below 1")
@@ -148,8 +143,3 @@ class MegalodonConfig(ModelConfig):
     def attention_chunk(self) -> int:
         """C as a number, also where attention reaches over whole rows."""
         return self.chunk_size or WHOLE_ROW
-
-    @property
-    def num_outputs(self) -> int:
-        """Width of the logits."""
-        return self.vocab_size if self.output_size == -1 else self.output_size

@@ -84,7 +84,7 @@ class Llama(nn.Module):
             config.vocab_size, dim, _weight=torch.empty(config.vocab_size, dim)
         )
         self.layers = nn.ModuleList(Block(sizes, i) for i in range(config.num_layers))
-        self.output = Output(dim, config.norm_eps, config.vocab_size)
+        self.output = Output(dim, config.norm_eps, config.num_outputs)
         if config.share_emb:
             self.output.output.weight = self.embed.weight
         if not self.embed.weight.is_meta:

@@ -15,7 +15,7 @@ class LlamaConfig(ModelConfig):
     """Sizes of a Llama; names as in MegalodonConfig, so that one setting means one thing.
 
     Attributes:
-        vocab_size: number of token ids, and of outputs.
+        vocab_size: number of token ids.
         num_layers: number of blocks.
         model_dim: D, width of the residual stream.
         num_heads: H, attention heads, of D / H features.
@@ -26,6 +26,7 @@ class LlamaConfig(ModelConfig):
         share_emb: use the embedding matrix as output matrix.
         attention_dropout: of attention's weights.
         init_std: of the normal distribution that every matrix is drawn from.
+        output_size: number of outputs; -1 is vocab_size.
 
     Raises:
         ValueError: a field's value, with its name and the fix.
@@ -46,6 +47,7 @@ class LlamaConfig(ModelConfig):
     share_emb: bool = False
     attention_dropout: float = 0.0
     init_std: float = 0.02
+    output_size: int = -1
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -64,6 +66,7 @@ class LlamaConfig(ModelConfig):
         self._check_common()
         if not 0.0 < self.init_std < float("inf"):
             self._refuse("init_std", "must be above 0, for example 0.02")
+        self._check_outputs()
 
     def build(self, impl: str = "auto") -> "Llama":
         """See `ModelConfig.build`."""

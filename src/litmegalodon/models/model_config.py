@@ -19,11 +19,15 @@ class ModelConfig:
         vocab_size: number of token ids.
         chunk_size: tokens on whose grid a row can be cut between calls and processes; None where
             every token attends to all of its row.
+        share_emb: use the embedding matrix as output matrix.
+        output_size: width of the logits; -1 is vocab_size.
     """
 
     kind: ClassVar[str]
     vocab_size: int
     chunk_size: int | None
+    share_emb: bool
+    output_size: int
 
     def build(self, impl: str = "auto") -> LanguageModel:
         """The network; see `LanguageModel`.
@@ -35,6 +39,11 @@ class ModelConfig:
 
     def check_impl(self, impl: str) -> None:
         """ValueError where the model has no such implementation."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the logits."""
+        return self.vocab_size if self.output_size == -1 else self.output_size
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, enough for `litmegalodon.models.config_of`."""
@@ -79,6 +88,14 @@ class ModelConfig:
         if value % parts:
             nearest = max(1, round(value / parts)) * parts
             self._refuse(name, f"must be a multiple of {divisor}={parts}; the nearest is {nearest}")
+
+    def _check_outputs(self) -> None:
+        if self.output_size != -1 and self.output_size < 1:
+            self._refuse("output_size", "must be at least 1, or -1 for vocab_size")
+        if self.share_emb and self.output_size not in (-1, self.vocab_size):
+            self._refuse(
+                "output_size", "must be -1 with share_emb=true, which ties it to vocab_size"
+            )
 
     def _check_common(self) -> None:
         """Ranges of what all models have."""

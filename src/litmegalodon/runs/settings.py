@@ -140,10 +140,12 @@ def check_targets(node: DictConfig, name: str) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Rows of lanes are whole chunks, of a model that has such."""
+    """Rows of lanes are whole chunks, of a model that has such; questions are not streamed."""
     data = cfg.data
     cutting = data.get("cutting", "packed")
-    check_cutting(cutting, data.seq_len, cfg.model.config.get("chunk_size"))
+    check_cutting(
+        cutting, data.seq_len, cfg.model.config.get("chunk_size"), data.get("streaming", False)
+    )
 
 
 def check_model(cfg: DictConfig) -> None:

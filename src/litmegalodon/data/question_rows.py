@@ -1,0 +1,69 @@
+"""One document a row, its answer alone predicted: what is asked about whole sequences.
+
+    tokens   BOS prompt answer        without the answer's last token, then padding (EOS)
+    target    -    -    answer        -: ignored; the end is not predicted
+
+Shapes: L seq_len.
+"""
+
+from collections.abc import Sequence
+
+from litmegalodon.data.packing import Row, empty_row
+from litmegalodon.data.store import TokenStore
+
+
+class QuestionRows(Sequence[Row]):
+    """Rows `(tokens int64 [L], targets int64 [L], resets bool [L])`, one for each document.
+
+    A target is a token of the document's text: all of it without a prompt. ValueError where a
+    document is longer than a row: nothing is cropped.
+    """
+
+    def __init__(self, store: TokenStore, seq_len: int, eos_id: int, setting: str) -> None:
+        self.store = store
+        self.seq_len, self.eos_id = seq_len, eos_id
+        # The last token of the text and EOS are not read.
+        longest = max(map(self._read, range(len(self))), default=0)
+        if longest > seq_len:
+            raise ValueError(
+                f"data.{setting}={seq_len}: data.cutting=questions has a whole document in each"
+                f" row, and the longest one takes {longest} tokens; set data.{setting}={longest}"
+            )
+
+    @property
+    def num_targets(self) -> int:
+        """Predicted tokens of all rows."""
+        return self.store.num_targets - len(self)
+
+    @property
+    def filled(self) -> int:
+        """Positions of all rows that hold a token of a document."""
+        return self.store.num_tokens - 2 * len(self)
+
+    def padding(self, i: int) -> int:
+        """Positions of row `i` that hold no token of a document."""
+        return self.seq_len - self._read(i)
+
+    def __len__(self) -> int:
+        return self.store.num_documents
+
+    def __getitem__(self, i: int) -> Row:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} is not in range({len(self)})")
+        start, read = self.store.start(i), self._read(i)
+        span = self.store.tokens(start, start + read + 1)
+        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
+        tokens[:read] = span[:-1]
+        first = self.store.prompt(i) - 1
+        targets[first:read] = span[first + 1 :]
+        resets[0] = True
+        return tokens, targets, resets
+
+    def ignored_row(self) -> Row:
+        """A row of padding, for a rank that has no row left: nothing in it is predicted."""
+        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
+        resets[0] = True
+        return tokens, targets, resets
+
+    def _read(self, i: int) -> int:
+        return self.store.start(i + 1) - self.store.start(i) - 2
