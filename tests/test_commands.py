@@ -25,13 +25,13 @@ from torch.distributed.run import get_args_parser
 from config_helpers import composed
 from documented import OTHER, PAGES, ROOT, blocks, commands
 from litmegalodon.evaluation.settings import check_evaluation
-from litmegalodon.inference.request import check_request
 from litmegalodon.models.config import SWITCHES
 from litmegalodon.planning import settings as plan_settings
 from litmegalodon.planning.devices import DEVICES
 from litmegalodon.planning.settings import check_plan, run_of
+from litmegalodon.runs.request import check_request
+from litmegalodon.runs.settings import check_batches, check_mesh, check_settings, check_values
 from litmegalodon.utils.command_line import quote_path, take_texts
-from litmegalodon.utils.settings import check_batches, check_mesh, check_settings, check_values
 from plan import take_fewest
 from test_cli_make import make
 from test_cli_settings import make_checkpoint
