@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -35,7 +35,7 @@ def saved_tokenizer(checkpoint: Path, setting: str) -> Tokenizer:
         node = None if path is None else OmegaConf.select(OmegaConf.load(path), "data.tokenizer")
     except (OmegaConfBaseException, YAMLError):
         raise ValueError(f"{setting}: {path} beside it is damaged") from None
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(
             f"{setting}: the run's .hydra/config.yaml with data.tokenizer is not beside it; keep a"
             " checkpoint in its run's folder"

@@ -10,7 +10,7 @@ import torch.distributed
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -108,7 +108,7 @@ def make_list(group: DictConfig | None, name: str, kind: type) -> list[Any]:
         ValueError: a node is not what the group is for.
     """
     made = []
-    for key, node in (group or {}).items():
+    for key, node in ((str(key), node) for key, node in (group or {}).items()):
         if node is None:
             continue
         if not OmegaConf.is_config(node) or "_target_" not in node:
@@ -138,7 +138,8 @@ def accelerator(name: str) -> str:
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The checkpoint with the best monitored metric; None where there is none."""
-    monitored = [callback for callback in trainer.checkpoint_callbacks if callback.monitor]
+    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    monitored = [callback for callback in savers if callback.monitor]
     path = monitored[0].best_model_path if monitored else ""
     if not path or is_complete(path):
         return path or None

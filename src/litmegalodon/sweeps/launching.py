@@ -102,7 +102,7 @@ class Sweep:
             config.hydra.runtime.output_dir = str(known or self.folder.path)
         HydraConfig.instance().set_config(config)
         # The check resolves what it is given, and finds checkpoints.
-        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             check_settings(own)
         except ValueError as error:
