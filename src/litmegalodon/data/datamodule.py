@@ -6,7 +6,7 @@ which a rank has its share (`slots`). What resumes a run is the index of the fir
 trained and, for slots, the place of each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from litmegalodon.data.batches import TrainBatches, ValBatches
 from litmegalodon.data.corpus import HeldOut, Opening, Part
+from litmegalodon.data.counts import counts_of, row_counts_of
 from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
 from litmegalodon.data.packing import PackedRows, check_cutting
@@ -273,13 +274,15 @@ class TextDataModule(LightningDataModule):
         and, about, `train_bytes` only, None where that is unknown.
         """
         self.setup("validate")
-        counts: dict[str, Any] = {"val": _counts(self._held_out.stores) | _row_counts(self._val)}
+        counts: dict[str, Any] = {
+            "val": counts_of(self._held_out.stores) | row_counts_of(self._val)
+        }
         if self._parts is not None and _streamed(self._parts):
             shards = sum(len(part.shards) for part in self._parts)
             counts["train"] = {"shards": shards, "bytes": self.source.num_bytes}
         elif self._parts is not None:
-            counts["train"] = _counts([part.store for part in self._parts])
-            counts["train"] |= _row_counts(self._train) if self._train else {}
+            counts["train"] = counts_of([part.store for part in self._parts])
+            counts["train"] |= row_counts_of(self._train) if self._train else {}
         named = {f"{split}_{k}": v for split, found in counts.items() for k, v in found.items()}
         left_out = {f"left_out_{name}": count for name, count in self.source.left_out.items()}
         identity = {"fingerprint": self.source.fingerprint, "tokenizer": self.tokenizer.fingerprint}
@@ -388,19 +391,6 @@ class TextDataModule(LightningDataModule):
 
 def _streamed(parts: list[Part]) -> bool:
     return any(part.store is None for part in parts)
-
-
-def _counts(stores: list[Any]) -> dict[str, int]:
-    return {
-        name: sum(getattr(store, f"num_{name}") for store in stores)
-        for name in ("documents", "bytes", "tokens")
-    }
-
-
-def _row_counts(rows: Sequence[PackedRows | QuestionRows]) -> dict[str, int | float]:
-    count = sum(map(len, rows))
-    real = sum(part.filled for part in rows)
-    return {"rows": count, "utilisation": real / max(1, sum(len(p) * p.seq_len for p in rows))}
 
 
 def _whole(name: str, value: int, minimum: int) -> int:
