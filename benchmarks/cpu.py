@@ -16,6 +16,7 @@ from litmegalodon.ops import cema, chunk_attention, timestep_norm
 from litmegalodon.utils.allocator import keep_freed_memory
 from measure import Figure, heading, machine, paired, row, save
 from memory import peak_of
+from overhead import overhead
 from subjects import (
     CONFIG,
     Llama,
@@ -152,6 +153,7 @@ SECTIONS = {
     "memory": memory,
     "data": data,
     "inference": inference,
+    "overhead": overhead,
 }
 LENGTHS = {
     "short": 4096,
