@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from litmegalodon.training.module import MegalodonModule
 from litmegalodon.runs.settings import check_settings
+from litmegalodon.training.module import MegalodonModule
 from measure import Figure, compared
 from subjects import step_of
 

@@ -72,6 +72,7 @@ def soak(seconds: float, seed: int, steps: int, folder: Path) -> tuple[tally.Tal
         shutil.rmtree(run)
         number += 1
         print(f"round {number}, {kind}: {counts.starts} starts, {counts.kills} kills", flush=True)
+    disk.close()
     counts.left += ranks.left_behind()
     counts.left += [str(path) for path in temporary.iterdir()]
     counts.left += [str(path) for path in set(Path("/dev/shm").iterdir()) - shared]
@@ -84,6 +85,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="in which faults come")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     parser.add_argument("--steps", type=int, default=300, help="of each round")
+    parser.add_argument("--keep", action="store_true", help="the figures of a shorter run, too")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("LOCAL_RANK", None)
@@ -95,7 +97,7 @@ def main() -> int:
     print(f"the disk was filled by {means}")
     for what in (*counts.odd, *(f"left behind: {name}" for name in counts.left)):
         print(f"\n{what}", file=sys.stderr)
-    if options.seconds >= 600:
+    if options.keep or options.seconds >= 600:
         from measure import RESULTS, machine
 
         settings = {"machine": machine(), "disk": means, **vars(options)}

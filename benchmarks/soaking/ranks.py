@@ -37,13 +37,6 @@ def adopt_orphans() -> None:
 def import_what_forks_need() -> None:
     """Import what a training process imports, and leave no thread behind, which a fork lacks."""
 
-    import litmegalodon.data
-    import litmegalodon.parallel
-    import litmegalodon.training.callbacks
-    import litmegalodon.training.csv_logger
-    import litmegalodon.training.module
-    import litmegalodon.utils.instantiate  # noqa: F401
-
     assert threading.active_count() == 1, threading.enumerate()
 
 

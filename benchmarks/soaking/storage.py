@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from litmegalodon.utils.checkpoint_manifest import damage
-from litmegalodon.utils.checkpoints import is_complete
+from litmegalodon.checkpoints.finding import is_complete
+from litmegalodon.checkpoints.manifest import MANIFEST, damage
 
 # From <sched.h>: mounts of this process and what it starts alone; they go when it does.
 CLONE_NEWNS = 0x00020000
@@ -61,7 +61,8 @@ def whole(run: Path) -> dict[int, list[Path]]:
     """The undamaged checkpoints of a run by their step, all bytes read."""
     found: dict[int, list[Path]] = {}
     for path in sorted((run / "checkpoints").glob("*.ckpt")):
-        if is_complete(path) and damage(path) is None:
+        there = is_complete(path) and (path / MANIFEST).is_file()
+        if there and damage(path) is None:
             step = int(path.name.partition("step=")[2][:6])
             found.setdefault(step, []).append(path)
     return found
