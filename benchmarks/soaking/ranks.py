@@ -70,6 +70,8 @@ class Life:
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT / "benchmarks"))),
                 "TMPDIR": str(temporary),
+                # torch's cache, which is meant to stay.
+                "TORCHINDUCTOR_CACHE_DIR": str(temporary.parent / "torch-cache"),
                 "CUDA_VISIBLE_DEVICES": "",
             }
             start = _interpreter if afresh else _fork
