@@ -17,6 +17,7 @@ from litmegalodon.ops import cema, chunk_attention, timestep_norm
 from litmegalodon.utils.allocator import keep_freed_memory
 from measure import Figure, heading, machine, paired, row, save
 from memory import peak_of
+from overhead import overhead
 from subjects import (
     CONFIG,
     Llama,
@@ -154,6 +155,7 @@ SECTIONS = {
     "data": data,
     "inference": inference,
     "efficiency": efficiency,
+    "overhead": overhead,
 }
 # What is measured where nothing is asked for: `efficiency` takes as long as all of that.
 USUAL = [name for name in SECTIONS if name != "efficiency"]

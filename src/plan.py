@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.planning.devices import DEVICES
 from litmegalodon.planning.settings import check_plan, run_of
+from litmegalodon.runs.settings import check_batches, check_mesh, check_values
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_batches, check_mesh, check_values
 
 
 def plan(cfg: DictConfig) -> list[str]:

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from config_helpers import CONFIGS, composed
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.settings import check_settings
 from runs import ROOT
 
 TEXTS = [ROOT / "docs" / "baselines.md"]

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Timer
 
 from callbacks_helpers import Standin, checkpoints, fit
 from config_helpers import composed
+from litmegalodon.runs.settings import check_processes, check_settings
 from litmegalodon.training.callbacks import Interruptions
 from litmegalodon.training.callbacks.spike_guard import GoBack
 from litmegalodon.utils.errors import Stopped
-from litmegalodon.utils.settings import check_processes, check_settings
 from runs import ENVIRONMENT, ROOT, command, last_checkpoint, losses, metrics
 from test_cli_settings import make_checkpoint
 

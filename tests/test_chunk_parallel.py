@@ -13,7 +13,7 @@ import torch
 from chunk_processes import ASYNC, CONTINUED, MESHES, RESETS, SAVED, STEPS, SYNC
 from golden_data import assert_equal
 from hard import hard_config
-from litmegalodon.utils.checkpoint_manifest import read_manifest
+from litmegalodon.checkpoints.manifest import read_manifest
 from runs import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow

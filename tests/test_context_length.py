@@ -14,7 +14,7 @@ from config_helpers import CONFIGS, composed
 from data_helpers import BOS, datamodule
 from litmegalodon.evaluation import LossByPosition
 from litmegalodon.evaluation.settings import check_evaluation
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.settings import check_settings
 from runs import ROOT
 
 FOLDER = CONFIGS / "experiment" / "context_length"

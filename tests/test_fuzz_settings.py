@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from config_helpers import composed
 from guard_helpers import trained
+from litmegalodon.runs.instantiate import make_trainer
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils import errors
-from litmegalodon.utils.instantiate import make_trainer
-from litmegalodon.utils.settings import check_settings
 from runs import losses
 
 # Of another type than any setting, of another type than numbers, and out of every range.

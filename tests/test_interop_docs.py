@@ -10,7 +10,7 @@ import torch
 from config_helpers import composed
 from inference_helpers import byte_model, write_checkpoint
 from litmegalodon.interop.exporting import export
-from litmegalodon.utils.settings import check_values
+from litmegalodon.runs.settings import check_values
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "interop.md").read_text()

@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 from config_helpers import composed
 from inference_helpers import byte_model, write_checkpoint
 from litmegalodon.evaluation.settings import check_evaluation
-from litmegalodon.inference.request import check_request
 from litmegalodon.planning.settings import check_plan
+from litmegalodon.runs.request import check_request
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils.command_line import take_texts
-from litmegalodon.utils.settings import check_settings
 from test_cli_settings import make_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 
 from config_helpers import composed
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils.errors import explain
-from litmegalodon.utils.settings import check_settings
 from runs import ENVIRONMENT, ROOT
 
 ENV = ENVIRONMENT | {

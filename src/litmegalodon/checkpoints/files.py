@@ -16,9 +16,9 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
+from litmegalodon.checkpoints.finding import FILES, META, is_complete
+from litmegalodon.checkpoints.manifest import damage, damaged_file
 from litmegalodon.models import kind_of, with_defaults
-from litmegalodon.utils.checkpoint_manifest import damage, damaged_file
-from litmegalodon.utils.checkpoints import FILES, META, is_complete
 
 # What the description of a checkpoint's tensors consists of, by module.
 DESCRIPTION = {

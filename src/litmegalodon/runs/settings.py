@@ -14,12 +14,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from litmegalodon import checkpoints
 from litmegalodon.data.packing import check_cutting
 from litmegalodon.parallel.mesh import Degrees, resolve
 from litmegalodon.planning.settings import check_memory
-from litmegalodon.utils import checkpoints
-from litmegalodon.utils.errors import cause
-from litmegalodon.utils.setting_rules import (
+from litmegalodon.runs.setting_rules import (
     CHOICES,
     DEGREES,
     FLAGS,
@@ -29,6 +28,7 @@ from litmegalodon.utils.setting_rules import (
     TEXTS,
     WHOLE_NUMBERS_AT_LEAST,
 )
+from litmegalodon.utils.errors import cause
 
 
 def check_settings(cfg: DictConfig) -> None:

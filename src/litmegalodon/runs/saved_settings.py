@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from litmegalodon.utils import checkpoints
+from litmegalodon import checkpoints
 from litmegalodon.utils.printing import say, short_path
 
 # What the numbers of an evaluation depend on.

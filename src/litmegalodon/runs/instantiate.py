@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from litmegalodon.checkpoints import is_complete
+from litmegalodon.checkpoints.files import read_meta
 from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
 from litmegalodon.training.callbacks.run_ids import RunIds, run_id
-from litmegalodon.utils.checkpoint_files import read_meta
-from litmegalodon.utils.checkpoints import is_complete
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import say, tame_lightning
 
