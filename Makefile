@@ -100,9 +100,10 @@ test-slow: $(STAMP) ## Run the slow tests: several processes, whole runs
 
 test-all: test test-slow ## Run both
 
-lint: $(STAMP) ## Check style and formatting
+lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -114,5 +115,5 @@ docs: $(STAMP) ## Build the documentation into site/
 	@echo "site/index.html"
 
 clean: ## Remove caches and build leftovers (not .venv, not logs)
-	rm -rf site .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info benchmarks/.cache
+	rm -rf site .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info benchmarks/.cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

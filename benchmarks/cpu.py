@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from data import data
+from efficiency import efficiency
 from inference import MILLION, inference
 from litmegalodon.ops import cema, chunk_attention, timestep_norm
 from litmegalodon.utils.allocator import keep_freed_memory
 from measure import Figure, heading, machine, paired, row, save
 from memory import peak_of
+from overhead import overhead
 from subjects import (
     CONFIG,
     Llama,
@@ -131,12 +133,12 @@ def both_ways(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable
 def memory(pairs: int, lengths: dict[str, int]) -> Iterator[Figure]:
     """Peaks of processes of their own."""
     long, longest = lengths["long"], lengths["longest"]
-    peak, _ = peak_of(long, checkpointing=False)
+    peak, _ = peak_of(long)
     yield Figure(f"peak of the process, L = {long:,}", peak / GIB, "GiB", 2.5, 1.8)
-    _, most = peak_of(longest, checkpointing=True)
+    _, most = peak_of(longest, "checkpointing")
     name = f"peak above the model, L = {longest:,}, checkpointing"
     yield Figure(name, most / GIB, "GiB", 4.0, 2.0)
-    _, half = peak_of(longest // 2, checkpointing=True)
+    _, half = peak_of(longest // 2, "checkpointing")
     yield Figure(f"that peak over twice the one at L = {longest // 2:,}", most / (2 * half))
 
 
@@ -152,7 +154,11 @@ SECTIONS = {
     "memory": memory,
     "data": data,
     "inference": inference,
+    "overhead": overhead,
+    "efficiency": efficiency,
 }
+# What is measured where nothing is asked for: `efficiency` takes as long as all of that.
+USUAL = [name for name in SECTIONS if name != "efficiency"]
 LENGTHS = {
     "short": 4096,
     "long": 16384,
@@ -168,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="alternating pairs a figure (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=USUAL)
     parser.add_argument("--shrink", type=int, default=1, help="divide every length, for a try (1)")
     asked = parser.parse_args()
     if min(asked.pairs, asked.threads, asked.shrink) < 1:
@@ -189,7 +195,7 @@ def main() -> None:
             print(row(figure), flush=True)
             figures.append(figure)
     settings = {"pairs": asked.pairs, "model": CONFIG.to_dict(), "lengths": lengths}
-    whole = asked.shrink == 1 and len(asked.only) == len(SECTIONS)
+    whole = asked.shrink == 1 and asked.only == USUAL
     name = f"cpu-{asked.only[0]}" if asked.shrink == 1 and len(asked.only) == 1 else "cpu-part"
     path = save("cpu" if whole else name, settings, figures)
     print(f"written to {path}")

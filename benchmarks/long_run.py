@@ -55,8 +55,8 @@ def children() -> set[str]:
 def long_run(steps: int, folder: Path) -> dict[str, float | list[str]]:
     """Train, and say what was held and what is left."""
     from config_helpers import composed
+    from litmegalodon.runs.settings import check_settings
     from litmegalodon.training.module import MegalodonModule
-    from litmegalodon.utils.settings import check_settings
     from train import train
 
     seen: list[int] = []

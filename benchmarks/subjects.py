@@ -85,13 +85,24 @@ def training_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        optimizer.zero_grad()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            nll, valid = model.loss(tokens, targets, resets=resets)[:2]
-        (nll / valid).backward()
-        optimizer.step()
+            step_of(model, optimizer, tokens, targets, resets)
 
     return step
+
+
+def step_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    targets: Tensor,
+    resets: Tensor | None = None,
+) -> None:
+    """The bare step: forward, loss, backward, update."""
+    optimizer.zero_grad()
+    nll, valid = model.loss(tokens, targets, resets=resets)[:2]
+    (nll / valid).backward()
+    optimizer.step()
 
 
 def megalodon(checkpointing: bool = False) -> Megalodon:

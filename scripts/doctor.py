@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=ROOT / "logs", help="where runs write")
     arguments = parser.parse_args()
     try:
-        from litmegalodon.utils.doctor import examine
+        from litmegalodon.runs.doctor import examine
     except ImportError as error:
         print(f"fault  packages     {error}\n       fix: make setup")
         return 1

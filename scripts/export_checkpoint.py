@@ -8,10 +8,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from litmegalodon.utils import checkpoints, errors
+from litmegalodon import checkpoints
+from litmegalodon.runs.settings import check_values
+from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare as prepare_command_line
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_values
 
 
 def export_checkpoint(cfg: DictConfig) -> Path:

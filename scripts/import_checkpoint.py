@@ -10,10 +10,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon.runs.settings import check_values
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare as prepare_command_line
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_values
 
 GIVE_TOKENIZER = "as data/tokenizer=sentencepiece data.tokenizer.path=..."
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon.runs.settings import check_values
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare as prepare_command_line
 from litmegalodon.utils.printing import opening, say, short_path
-from litmegalodon.utils.settings import check_values
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

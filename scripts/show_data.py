@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_settings
 
 if TYPE_CHECKING:
     from litmegalodon.data import Source

@@ -12,12 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.evaluation.settings import check_evaluation
+from litmegalodon.runs.saved_settings import adopt_settings
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils import errors
 from litmegalodon.utils.allocator import keep_freed_memory
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import describe_data, opening, say, short_path
-from litmegalodon.utils.saved_settings import adopt_settings
-from litmegalodon.utils.settings import check_settings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from litmegalodon.utils.instantiate import check_device, open_trainer
+    from litmegalodon.runs.instantiate import check_device, open_trainer
 
     if cfg.harness.tasks:
         return ask_harness(cfg)
@@ -49,7 +49,7 @@ def validate(cfg: DictConfig, examiner: Any) -> Metrics:
     """The validation metrics, and those of an examiner of the held-out documents."""
     from hydra.utils import instantiate
 
-    from litmegalodon.utils.instantiate import open_trainer
+    from litmegalodon.runs.instantiate import open_trainer
 
     datamodule = instantiate(cfg.data)
     datamodule.setup("validate")
@@ -105,9 +105,9 @@ def tokenizer_of(cfg: DictConfig) -> Any:
     """The tokenizer of the settings; ValueError if the checkpoint was trained with another one."""
     from hydra.utils import instantiate
 
+    from litmegalodon.checkpoints.files import read_meta
     from litmegalodon.data.datamodule import TextDataModule
     from litmegalodon.data.tokenizer import check_tokenizer
-    from litmegalodon.utils.checkpoint_files import read_meta
 
     tokenizer = instantiate(cfg.data.tokenizer)
     meta = read_meta(cfg.ckpt_path, f"ckpt_path={cfg.ckpt_path}")

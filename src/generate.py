@@ -13,8 +13,8 @@ import hydra
 from omegaconf import DictConfig
 
 from litmegalodon.inference.prompts import standard_input
-from litmegalodon.inference.request import Request, check_request
 from litmegalodon.inference.terminal import ReadingBar, TextOutput, closed_pipe_ends_it, note
+from litmegalodon.runs.request import Request, check_request
 from litmegalodon.utils import errors
 from litmegalodon.utils.allocator import keep_freed_memory
 from litmegalodon.utils.command_line import prepare, take_texts

@@ -4,17 +4,21 @@ Memory, traffic and time of a process on `plan.device`, told on any machine. The
 of src/train.py, trainer.devices and trainer.num_nodes those of the machines that are not there.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from litmegalodon.planning.devices import DEVICES
 from litmegalodon.planning.settings import check_plan, run_of
+from litmegalodon.runs.setting_rules import DEGREES
+from litmegalodon.runs.settings import check_batches, check_mesh, check_values
 from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_batches, check_mesh, check_values
 
 
 def plan(cfg: DictConfig) -> list[str]:
@@ -38,6 +42,18 @@ def plan(cfg: DictConfig) -> list[str]:
     return list(report(run, device, cfg.plan.efficiency, cfg.plan.links))
 
 
+def take_fewest(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Where no number of GPUs is `typed`, plan for as few as share a row of the experiment."""
+    names = ("trainer.devices=", "trainer.num_nodes=", "trainer.strategy.")
+    if any(setting.lstrip("+").startswith(names) for setting in typed):
+        return
+    degrees = [cfg.trainer.strategy.get(name) or 1 for name in DEGREES]
+    fewest = math.prod(degree for degree in degrees if degree > 0)
+    if fewest > cfg.trainer.devices:
+        cfg.trainer.devices = fewest
+        say(f"trainer.devices={fewest}: as many as share a row; say how many GPUs there would be")
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="plan.yaml")
 def main(cfg: DictConfig) -> None:
     """Plan one run."""
@@ -46,6 +62,7 @@ def main(cfg: DictConfig) -> None:
         OmegaConf.resolve(cfg)
         check_values(cfg)
         check_plan(cfg)
+        take_fewest(cfg, HydraConfig.get().overrides.task)
         folder = Path(cfg.paths.output_dir)
         lines = plan(cfg)
         (folder / "plan.txt").write_text("\n".join(lines) + "\n")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from litmegalodon.checkpoints import newest
+from litmegalodon.runs.settings import check_search, check_settings
 from litmegalodon.utils import errors
 from litmegalodon.utils.allocator import keep_freed_memory
-from litmegalodon.utils.checkpoints import newest
 from litmegalodon.utils.command_line import is_main_process, prepare
 from litmegalodon.utils.printing import (
     describe_data,
@@ -21,7 +22,6 @@ from litmegalodon.utils.printing import (
     short_path,
 )
 from litmegalodon.utils.results import write_results
-from litmegalodon.utils.settings import check_search, check_settings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -33,8 +33,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from litmegalodon.utils.hparams import count_parameters, log_hyperparameters
-    from litmegalodon.utils.instantiate import best_checkpoint, check_device, open_trainer
+    from litmegalodon.runs.hparams import count_parameters, log_hyperparameters
+    from litmegalodon.runs.instantiate import best_checkpoint, check_device, open_trainer
 
     check_device(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)

@@ -8,10 +8,10 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 from torch.nn import functional as F
 
+from litmegalodon.checkpoints import META
 from litmegalodon.data import ByteTokenizer, Document, ListSource, TextDataModule
 from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint
 from litmegalodon.training.csv_logger import MetricsCSVLogger
-from litmegalodon.utils.checkpoints import META
 
 SEQ_LEN, BATCH = 8, 2
 

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 import train
 from config_helpers import composed
 from litmegalodon.parallel import checkpoint_storage, checkpoint_writing
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.settings import check_settings
 
 FORKS = mp.get_context("fork")
 

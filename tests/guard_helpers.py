@@ -10,8 +10,8 @@ import torch
 from callbacks_helpers import Killed
 from config_helpers import composed
 from litmegalodon.models import Megalodon, MegalodonState
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.training.module import MegalodonModule
-from litmegalodon.utils.settings import check_settings
 from runs import ROOT, last_checkpoint, metrics
 from train import train
 

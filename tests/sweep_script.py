@@ -12,10 +12,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from litmegalodon.utils import checkpoints, errors
+from litmegalodon import checkpoints
+from litmegalodon.runs.settings import check_settings
+from litmegalodon.utils import errors
 from litmegalodon.utils.command_line import prepare
 from litmegalodon.utils.results import write_results
-from litmegalodon.utils.settings import check_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -1,42 +1,14 @@
-"""The commands of docs/baselines.md and of the experiments that it speaks of compose and pass."""
-
-import itertools
-import re
-import shlex
-
-import pytest
+"""The baselines train in the same harness, and docs show how; tests/test_commands.py looks at the
+commands themselves.
+"""
 
 from config_helpers import CONFIGS, composed
-from litmegalodon.utils.settings import check_settings
-from runs import ROOT
-
-TEXTS = [ROOT / "docs" / "baselines.md"]
-TEXTS += [
-    CONFIGS / "experiment" / f"{name}.yaml"
-    for name in ("vs_llama", "ablation", "recall", "listops", "listops_short")
-]
-COMMAND = re.compile(r"^(?:    |# +)python src/train\.py(.*?)(?:  +#.*)?$", re.MULTILINE)
-COMMANDS = sorted({c for path in TEXTS for c in COMMAND.findall(path.read_text())})
-
-
-def jobs(command):
-    """The settings of each run of a command, of seeds and learning rates only the first."""
-    given = [a for a in shlex.split(command) if a != "-m" and not a.endswith("=...")]
-    choices = []
-    for name, _, value in (setting.partition("=") for setting in given):
-        values = [f"{name}={v}" for v in value.split(",")]
-        choices.append(values[:1] if name in ("seed", "model.optimizer.lr") else values)
-    return list(itertools.product(*choices))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_valid(command, tmp_path):
-    for settings in jobs(command):
-        check_settings(composed(*settings, folder=tmp_path))
+from documented import ROOT, commands_of
 
 
 def test_there_are_commands_for_every_switch():
-    text = " ".join(COMMANDS)
+    pages = (ROOT / "docs" / "baselines.md", CONFIGS / "experiment" / "ablation.yaml")
+    text = " ".join(command for page in pages for command in commands_of(page))
     for name in ("ema", "norm", "residual", "attention", "chunk_size", "swiglu"):
         assert f"model.config.{name}=" in text
 

@@ -1,5 +1,6 @@
 """The CPU benchmark runs, compares what it says it compares, and keeps what it found."""
 
+import csv
 import json
 import os
 import subprocess
@@ -14,7 +15,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import torch
 
+import efficiency
 import measure
+import memory
 import subjects
 from golden_data import assert_equal
 from litmegalodon.ops import cema
@@ -56,6 +59,75 @@ def test_a_figures_ratio_and_verdict():
     assert measure.Figure("a", 13.0, must=12, aim=25, higher_is_better=True).verdict() == "must"
     assert measure.Figure("a", 11.0, must=12, aim=25, higher_is_better=True).verdict() == "missed"
     assert measure.Figure("a", 11.0).verdict() == ""
+
+
+def test_efficiency_measures_every_length_until_the_llama_does_not_fit(
+    tmp_path, monkeypatch, capsys
+):
+    def peak_of(length, mode, steps):
+        if (mode, length) == ("llama", 256):
+            raise memory.DoesNotFit
+        return 2**30 + length, 1000 * length**2 if mode == "llama" else 8000 * length
+
+    monkeypatch.setattr(efficiency, "peak_of", peak_of)
+    monkeypatch.setattr(efficiency, "RESULTS", tmp_path)
+    figures = list(efficiency.efficiency(1, {"longest": 256}))
+    assert "Llama from 256 tokens on: left out, a step does not fit into memory" in (
+        capsys.readouterr().out
+    )
+    with (tmp_path / "cpu-part.efficiency.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lengths = [2**i for i in range(9)]
+    for model, measured in (("Megalodon", lengths), ("Llama", lengths[:-1])):
+        of_it = [row for row in rows if row["model"] == model]
+        assert [int(row["length"]) for row in of_it] == measured
+        assert all(
+            float(row["tokens_per_second"]) * float(row["seconds"])
+            == pytest.approx(int(row["length"]))
+            for row in of_it
+        )
+    assert (tmp_path / "cpu-part.efficiency.png").stat().st_size > 10_000
+    names = {figure.name: figure for figure in figures}
+    assert names["length at which both take as much memory"].value == pytest.approx(8)
+    assert {"step against Llama, L = 128", "step alone, L = 256"} <= names.keys()
+
+
+def test_a_crossing_is_where_the_order_changes_for_good():
+    def points(ratios):
+        for n, ratio in ratios.items():
+            for model, seconds in (("Megalodon", ratio), ("Llama", 1.0)):
+                yield efficiency.Point(model, n, 1, seconds, n / seconds, 0, 0)
+
+    for ratios, expected in (
+        ({256: 4.0, 1024: 0.25, 4096: 0.1}, 512),
+        ({256: 0.5, 1024: 2.0, 4096: 0.5}, 2048),
+        ({256: 0.5, 1024: 0.25}, None),
+        ({256: 2.0, 1024: 4.0}, None),
+    ):
+        found = efficiency.crossing(list(points(ratios)), "seconds")
+        assert found == (expected and pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "error"),
+    [
+        (-9, "", memory.DoesNotFit),
+        (1, "RuntimeError: [...] DefaultCPUAllocator: can't allocate memory", memory.DoesNotFit),
+        (1, "NameError: x", RuntimeError),
+    ],
+)
+def test_a_bug_is_not_taken_for_want_of_memory(code, stderr, error, monkeypatch):
+    done = subprocess.CompletedProcess([], code, "", stderr)
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(error):
+        memory.peak_of(64)
+
+
+@pytest.mark.slow
+def test_the_llamas_step_is_measured_in_a_process_of_its_own():
+    peak, growth = memory.peak_of(2048, "llama", steps=1)
+    # Embedded tokens alone, in 4 layers, twice each.
+    assert 2048 * 256 * 4 * 8 < growth < peak
 
 
 @pytest.mark.slow

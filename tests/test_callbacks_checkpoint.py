@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from callbacks_helpers import Killed, Standin, checkpoints, fit
+from litmegalodon.checkpoints import META, is_complete
 from litmegalodon.parallel import ChunkParallelStrategy
 from litmegalodon.training.callbacks import BestCheckpoint, LastCheckpoint
-from litmegalodon.utils.checkpoints import META, is_complete
 
 
 class Saves(Callback):

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Timer
 
 from callbacks_helpers import Standin, checkpoints, fit
 from config_helpers import composed
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.training.callbacks import Interruptions
 from litmegalodon.training.callbacks.spike_guard import GoBack
 from litmegalodon.utils.errors import Stopped
-from litmegalodon.utils.settings import check_processes, check_settings
 from runs import ENVIRONMENT, ROOT, command, last_checkpoint, losses, metrics
 from test_cli_settings import make_checkpoint
 
@@ -317,21 +317,6 @@ def test_a_slurm_job_is_queued_again_by_its_exit_code(code, restarts, requeued, 
         " experiment=7b seed=2\n"
     )
     assert (tmp_path / "scontrol.log").exists() == requeued
-
-
-DOCUMENTED = re.findall(
-    r"(?:src/train\.py|scripts/slurm\.sh)(.*?)[`\n]", (ROOT / "docs/cluster.md").read_text()
-)
-
-
-@pytest.mark.parametrize("arguments", [a.strip() for a in DOCUMENTED])
-def test_the_commands_of_its_page_are_valid(arguments, tmp_path):
-    # Of Hydra's own settings a composition by hand knows nothing; data are not here.
-    settings = [s for s in arguments.split() if not s.startswith("hydra.")]
-    if settings == ["experiment=7b"]:
-        # As scripts/slurm.sh is told by sbatch.
-        settings += ["trainer.num_nodes=4", "trainer.devices=8"]
-    check_processes(composed(*settings, folder=tmp_path))
 
 
 def test_auto_is_the_newest_of_the_run_s_own_folder_or_none(tmp_path):

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from litmegalodon.utils import checkpoints
-from litmegalodon.utils.checkpoint_manifest import MANIFEST, damage, wrong_size
+from litmegalodon import checkpoints
+from litmegalodon.checkpoints.manifest import MANIFEST, damage, wrong_size
 from writing_helpers import SHARD, holds, loaded, save, state, writer
 
 pytestmark = pytest.mark.usefixtures("one_process_group")

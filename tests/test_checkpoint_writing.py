@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.distributed.checkpoint import default_planner
 
+from litmegalodon import checkpoints
+from litmegalodon.checkpoints.manifest import damage, read_manifest
 from litmegalodon.parallel import checkpoint_storage, checkpoint_writing
 from litmegalodon.parallel.checkpoint_writing import SaveError
-from litmegalodon.utils import checkpoints
-from litmegalodon.utils.checkpoint_manifest import damage, read_manifest
 from writing_helpers import SHARD, holds, save, state, writer
 
 pytestmark = pytest.mark.usefixtures("one_process_group")

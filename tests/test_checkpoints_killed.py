@@ -11,8 +11,8 @@ import time
 import pytest
 
 from checkpoint_processes import Run
-from litmegalodon.utils.checkpoint_manifest import damage
-from litmegalodon.utils.checkpoints import is_complete, newest
+from litmegalodon.checkpoints import is_complete, newest
+from litmegalodon.checkpoints.manifest import damage
 from runs import losses
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 
-from chunk_processes import ASYNC, CONTINUED, MESHES, RESETS, SAVED, STEPS, SYNC
+from chunk_processes import ASYNC, CONTINUED, MESHES, SYNC
+from chunk_training import RESETS, SAVED, STEPS
 from golden_data import assert_equal
 from hard import hard_config
-from litmegalodon.utils.checkpoint_manifest import read_manifest
+from litmegalodon.checkpoints.manifest import read_manifest
 from runs import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from eval import evaluate
 from litmegalodon.evaluation import Files, Recall
 from litmegalodon.evaluation.settings import check_evaluation
 from litmegalodon.inference import load_model
+from litmegalodon.runs.saved_settings import adopt_settings
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils.command_line import quote_path
-from litmegalodon.utils.saved_settings import adopt_settings
-from litmegalodon.utils.settings import check_settings
 from runs import last_checkpoint, run
 
 pytestmark = pytest.mark.slow

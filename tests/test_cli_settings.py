@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from config_helpers import composed
-from litmegalodon.utils import checkpoints
+from litmegalodon import checkpoints
+from litmegalodon.runs.saved_settings import adopt_settings
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils.command_line import quote_path, read_env
 from litmegalodon.utils.printing import opening
-from litmegalodon.utils.saved_settings import adopt_settings
-from litmegalodon.utils.settings import check_settings
 from runs import ROOT, command
 
 

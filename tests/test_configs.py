@@ -16,8 +16,8 @@ from config_helpers import CONFIGS, composed
 from eval import evaluate
 from litmegalodon.evaluation.settings import check_evaluation
 from litmegalodon.ops import launch
-from litmegalodon.utils.instantiate import make_trainer
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.instantiate import make_trainer
+from litmegalodon.runs.settings import check_settings
 from train import train
 
 ALL_FILES = sorted(

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from config_helpers import composed
 from data_helpers import as_jsonl, as_parquet, compressed, splits_of
 from litmegalodon.data import Document, HubSource, LeftOut
+from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import is_held_out
 from runs import ROOT
 
@@ -228,6 +229,11 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
         ({"path": None}, "path=null: must name a data set, as data.source.path=allenai/c4"),
         ({"split": None}, "split=None: must name a split, as train"),
         ({"val_split": "train"}, "val_split=train: is the split that is trained on; name another"),
+        (
+            {"val_split": "val", "validation_fraction": 0.1},
+            "validation_fraction=0.1: has no effect with data.source.val_split, which says what",
+        ),
+        ({"data_files": [1]}, "data_files=[1]: must be a pattern of files or several, or such by"),
         ({"max_val_documents": 0}, "max_val_documents=0: must be a whole number, at least 1"),
         ({"max_val_documents": None}, "max_val_documents=None: must be a whole number, at least 1"),
         ({"validation_fraction": 1}, "validation_fraction=1: must be a number above 0 and below 1"),
@@ -261,6 +267,22 @@ def test_the_fingerprint_changes_with_files_and_settings_and_not_with_their_plac
     path.write_bytes(path.read_bytes().replace(b"text 1.3", b"TEXT 1.3"))
     found.add(HubSource("json", data_files=files[1]).fingerprint)
     assert len(found) == 7
+
+
+def test_a_refused_data_set_is_named_by_its_first_file_or_by_its_commit(tmp_path):
+    files = written(tmp_path, "json", [5, 6])
+    before = files_of(HubSource("json", data_files=files))
+    written(tmp_path, "json", [5, 7])
+    now = files_of(HubSource("json", data_files=files))
+    assert difference(before, now) == " (1.jsonl has changed; 1 of the files differ)"
+    source = HubSource("a/b")
+    source._identities = [("hf://datasets/a/b@0123456789abcdef/en/1.json", 0, "")]
+    before = files_of(source)
+    source._identities = [("hf://datasets/a/b@fedcba9876543210/en/1.json", 0, "")]
+    assert difference(before, files_of(source)) == (
+        " (a/b/en/1.json was of commit 0123456789ab and is of commit fedcba987654;"
+        " 1 of the files differ)"
+    )
 
 
 def json_lines(columns, compression):
@@ -351,7 +373,8 @@ def test_an_example_reads_files_laid_out_as_on_the_hub(example, tmp_path):
     if example in CARDS:
         (folder / "README.md").write_text(CARDS[example])
 
-    cfg = composed(f"data={example}", "data.source.validation_fraction=0.2", folder=tmp_path)
+    fraction = ["data.source.validation_fraction=0.2"] if example in ONE_SPLIT else []
+    cfg = composed(f"data={example}", *fraction, folder=tmp_path)
     assert "/" in cfg.data.source.path
     cfg.data.source.path = str(folder)
     source = instantiate(cfg.data.source)

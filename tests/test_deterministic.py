@@ -5,7 +5,8 @@ import torch
 from lightning.pytorch import Callback
 
 from guard_helpers import rows, trained, weights
-from litmegalodon.utils import errors, instantiate
+from litmegalodon.runs import instantiate
+from litmegalodon.utils import errors
 from runs import ROOT
 
 

@@ -12,6 +12,12 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 EQUATIONS = (ROOT / "docs" / "equations.md").read_text()
+LIBRARY = ROOT / "src" / "litmegalodon"
+PUBLIC = [
+    *(p for p in sorted(LIBRARY.glob("*/__init__.py")) if "\n__all__ =" in p.read_text()),
+    LIBRARY / "interop" / "hf" / "__init__.py",
+    LIBRARY / "training" / "callbacks" / "__init__.py",
+]
 
 
 @pytest.mark.parametrize("place", sorted(set(re.findall(r"`((?:src|configs)/[^`]+)`", EQUATIONS))))
@@ -21,6 +27,28 @@ def test_an_equation_stands_where_the_page_says(place):
     if symbol:
         kinds = ast.FunctionDef | ast.ClassDef
         assert symbol in {n.name for n in ast.walk(ast.parse(text)) if isinstance(n, kinds)}
+
+
+def test_every_file_that_the_evidence_names_exists():
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    tests = set(re.findall(r"`(test_\w+)`", page)) - {"test_x"}
+    files = set(re.findall(r"`((?:benchmarks|docs)/[^`]+)`", page))
+    assert len(tests) > 80 and len(files) > 4
+    for name in [*(f"tests/{test}.py" for test in tests), *files]:
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("init", PUBLIC, ids=lambda init: init.parent.name)
+def test_every_public_name_is_in_the_reference(init):
+    package = ".".join(init.parent.relative_to(ROOT / "src").parts)
+    (names,) = re.findall(r"^__all__ = (\[.*?\])", init.read_text(), re.DOTALL | re.MULTILINE)
+    shown = {}
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for path in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE):
+            shown.setdefault(path.rpartition(".")[2], []).append(path)
+    # Constants, as names of files, speak for themselves.
+    for name in (n for n in ast.literal_eval(names) if not n.isupper()):
+        assert any(path.startswith(f"{package}.") for path in shown.get(name, ())), name
 
 
 def test_every_page_is_in_the_menu():

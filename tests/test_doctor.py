@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from litmegalodon.utils import doctor
+from litmegalodon.runs import doctor
 from runs import ENVIRONMENT, ROOT
 
 KEY = "0123456789abcdef0123456789abcdef00c0ffee"

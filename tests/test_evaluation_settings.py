@@ -7,7 +7,7 @@ import pytest
 from config_helpers import composed
 from litmegalodon.evaluation import settings
 from litmegalodon.evaluation.settings import check_evaluation
-from litmegalodon.utils.settings import check_values
+from litmegalodon.runs.settings import check_values
 
 TASKS = "harness.tasks=[hellaswag]"
 FILES = "evaluation=files"

@@ -10,7 +10,7 @@ from config_helpers import composed
 from inference_helpers import TOKENIZER
 from litmegalodon.inference import prompts
 from litmegalodon.inference.prompts import TextFiles, checked, find_text
-from litmegalodon.inference.request import check_request
+from litmegalodon.runs.request import check_request
 from litmegalodon.utils.command_line import take_texts
 from test_cli_settings import make_checkpoint
 

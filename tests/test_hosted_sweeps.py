@@ -10,8 +10,8 @@ import yaml
 from wandb.wandb_agent import Agent
 
 from config_helpers import composed
+from litmegalodon.runs import instantiate
 from litmegalodon.training.callbacks.run_ids import KEY as KEPT
-from litmegalodon.utils import instantiate
 from runs import ENVIRONMENT, ROOT, command, last_checkpoint, metrics
 
 # Weights & Biases' schema is in a package that can't be installed beside numpy 2.

@@ -1,32 +1,15 @@
-"""What docs/interop.md shows works."""
+"""The Python of docs/interop.md works; tests/test_commands.py looks at its commands."""
 
 import re
-import shlex
 from pathlib import Path
 
-import pytest
 import torch
 
-from config_helpers import composed
 from inference_helpers import byte_model, write_checkpoint
 from litmegalodon.interop.exporting import export
-from litmegalodon.utils.settings import check_values
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "interop.md").read_text()
-COMMANDS = re.findall(
-    r"^    python scripts/((?:im|ex)port_checkpoint)\.py (.*?)(?:  +#.*)?$", PAGE, re.MULTILINE
-)
-
-
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS)
-def test_its_commands_compose_and_pass_the_checks(script, arguments, tmp_path):
-    check_values(composed(*shlex.split(arguments), folder=tmp_path, name=script))
-    assert (ROOT / "scripts" / f"{script}.py").is_file()
-
-
-def test_it_shows_both_commands():
-    assert {script for script, _ in COMMANDS} == {"import_checkpoint", "export_checkpoint"}
 
 
 def test_its_python_runs(tmp_path, monkeypatch):

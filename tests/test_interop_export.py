@@ -17,12 +17,12 @@ from config_helpers import CONFIGS, composed
 from hard import hard_config, hard_model
 from inference_helpers import byte_model, write_checkpoint
 from interop_helpers import assert_same_weights, reference_tensors
+from litmegalodon import checkpoints
 from litmegalodon.data import ByteTokenizer, SentencePieceTokenizer
 from litmegalodon.inference import load_model
 from litmegalodon.interop import exporting
 from litmegalodon.interop.exporting import FORMATS, export
 from litmegalodon.models import Megalodon, MegalodonConfig
-from litmegalodon.utils import checkpoints
 from tokenizer_helpers import train as train_tokenizer
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from litmegalodon.checkpoints import META
 from litmegalodon.data import ByteTokenizer, StdlibSource
 from litmegalodon.models import Megalodon, MegalodonConfig
-from litmegalodon.utils.checkpoints import META
 from runs import last_checkpoint, metrics, run
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from hard import hard_config
 from litmegalodon.data import IGNORED, ListOpsSource, ListOpsTokenizer, TextDataModule
 from litmegalodon.data.listops import value_of
 from litmegalodon.models import Megalodon
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.settings import check_settings
 from train import train
 
 SHORT = {"min_length": 10, "max_length": 100, "max_args": 5}

@@ -10,13 +10,13 @@ from hydra.utils import instantiate
 from config_helpers import composed
 from golden_data import assert_equal
 from inference_helpers import TOKENIZER
+from litmegalodon.checkpoints.files import check_same_model
 from litmegalodon.inference import Reader
 from litmegalodon.models import LlamaConfig, config_of
 from litmegalodon.models.span import Span
 from litmegalodon.planning.settings import run_of
-from litmegalodon.utils.checkpoint_files import check_same_model
-from litmegalodon.utils.hparams import count_parameters
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.hparams import count_parameters
+from litmegalodon.runs.settings import check_settings
 from runs import ROOT, kill_after, last_checkpoint, losses, metrics, run
 
 SIZES = dict(vocab_size=31, num_layers=2, model_dim=16, num_heads=4, ffn_hidden_dim=24)

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from hard import hard_config, hard_model
 from inference_helpers import byte_model, reader, text_of, tokens_of, write_checkpoint
+from litmegalodon.checkpoints.files import read_tensors
 from litmegalodon.data import ByteTokenizer
 from litmegalodon.inference import Reader, load_model
-from litmegalodon.utils.checkpoint_files import read_tensors
 from runs import ROOT
 from tokenizer_helpers import train
 

@@ -7,7 +7,7 @@ import pytest
 
 from config_helpers import composed
 from litmegalodon.parallel.mesh import Degrees, resolve
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.settings import check_settings
 from runs import ROOT
 from test_cli_settings import make_checkpoint
 
@@ -61,7 +61,7 @@ def test_what_can_t_be_is_refused_with_what_can(world, asked, chunk_size, reason
 
 
 def test_settings_are_checked_without_torch(tmp_path):
-    code = "import sys, litmegalodon.utils.settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, litmegalodon.runs.settings; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", check=True)
     mesh = ("trainer.devices=4", "trainer.strategy.chunk_parallel_size=2")
     # Two groups of two processes read: a batch of two rows is enough.

@@ -12,10 +12,10 @@ from torch import nn
 
 from config_helpers import composed
 from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.training import insight
 from litmegalodon.training.callbacks import Monitor
 from litmegalodon.training.csv_logger import read_metrics
-from litmegalodon.utils.settings import check_settings
 from runs import metrics
 from runs import run as run_command
 from train import train

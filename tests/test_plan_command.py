@@ -12,7 +12,7 @@ from litmegalodon.planning import settings
 from litmegalodon.planning.devices import DEVICES
 from litmegalodon.planning.report import report
 from litmegalodon.planning.settings import check_memory, check_plan, run_of
-from litmegalodon.utils.settings import check_batches, check_mesh, check_settings
+from litmegalodon.runs.settings import check_batches, check_mesh, check_settings
 from runs import ENVIRONMENT, command, run
 
 GIB = 2**30

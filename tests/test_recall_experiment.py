@@ -11,7 +11,7 @@ from config_helpers import composed
 from inference_helpers import TOKENIZER
 from litmegalodon.data.store import IGNORED
 from litmegalodon.evaluation import Recall
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.settings import check_settings
 from runs import ROOT
 from test_compare_runs import make_run
 from test_recall import Knowing, examined

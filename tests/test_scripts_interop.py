@@ -14,9 +14,9 @@ from eval import evaluate
 from golden_data import assert_equal
 from inference_helpers import byte_model
 from interop_helpers import assert_same_weights, write_megalodon_hf, write_reference
-from litmegalodon.utils.checkpoint_files import read_meta
-from litmegalodon.utils.saved_settings import adopt_settings
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.checkpoints.files import read_meta
+from litmegalodon.runs.saved_settings import adopt_settings
+from litmegalodon.runs.settings import check_settings
 from runs import ENVIRONMENT, command
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,10 @@ import torch
 
 from callbacks_helpers import Killed
 from guard_helpers import ROWS, Poison, rows, trained, weights
+from litmegalodon.checkpoints.manifest import damage
 from litmegalodon.parallel import ChunkParallelStrategy, checkpoint_writing
 from litmegalodon.training.callbacks import SpikeGuard
 from litmegalodon.training.callbacks.spike_guard import Spikes
-from litmegalodon.utils.checkpoint_manifest import damage
 from litmegalodon.utils.errors import Stopped
 from runs import ENVIRONMENT, ROOT, losses, metrics
 

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 
-from config_helpers import composed
 from litmegalodon.utils.errors import explain
-from litmegalodon.utils.settings import check_settings
 from runs import ENVIRONMENT, ROOT
 
 ENV = ENVIRONMENT | {
@@ -166,32 +162,6 @@ def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "train" / "searches" / "debug"
     # It counts, too: the same command does not try for ever.
     assert starts(folder) == ["13", "13"]
-
-
-EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "arguments", re.findall(r"^    python src/train\.py -m (.*)$", EXPERIMENTS, re.MULTILINE)
-)
-def test_documented_sweeps_are_valid(arguments: str, tmp_path: Path) -> None:
-    chosen = []
-    for override in OverridesParser.create().parse_overrides(shlex.split(arguments)):
-        if override.is_sweep_override():
-            value = override.value()
-            values = [value.start] if override.is_interval_sweep() else value.list
-            chosen.append(f"{override.key_or_group}={values[0]}")
-        elif not override.is_hydra_override():
-            chosen.append(override.input_line)
-    check_settings(composed(*chosen, folder=tmp_path))
-
-
-def test_documented_make_targets_and_files_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^    make ([a-z-]+)", EXPERIMENTS, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for name in re.findall(r"SWEEP=(\w+)", EXPERIMENTS):
-        assert (ROOT / "configs" / "sweep" / f"{name}.yaml").exists()
 
 
 def test_a_missing_optuna_is_named() -> None:

@@ -17,10 +17,10 @@ from config_helpers import composed
 from damage import damaged, little_memory
 from eval import evaluate
 from guard_helpers import SETTINGS, trained
-from litmegalodon.utils.checkpoint_files import read_state, read_tensors
-from litmegalodon.utils.checkpoint_manifest import MANIFEST
+from litmegalodon.checkpoints.files import read_state, read_tensors
+from litmegalodon.checkpoints.manifest import MANIFEST
+from litmegalodon.runs.saved_settings import adopt_settings
 from litmegalodon.utils.command_line import read_env
-from litmegalodon.utils.saved_settings import adopt_settings
 from runs import ROOT, last_checkpoint
 from test_loading import Trap
 from train import train

@@ -10,8 +10,8 @@ from config_helpers import composed
 from data_helpers import documents
 from litmegalodon.data import ByteTokenizer, ListSource, TextDataModule
 from litmegalodon.models import MegalodonState
-from litmegalodon.utils.instantiate import open_trainer
-from litmegalodon.utils.settings import check_settings
+from litmegalodon.runs.instantiate import open_trainer
+from litmegalodon.runs.settings import check_settings
 
 SEQ_LEN = 48
 # Documents that fill more than a row, hold no byte at all, end with a row; the last batch has fewer

@@ -6,8 +6,8 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from litmegalodon.checkpoints.files import read_meta, read_tensors
 from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
-from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
 
 META = {"hyper_parameters": {"config": {}}, "global_step": 3}
 SHARD = "__0_0.distcp"

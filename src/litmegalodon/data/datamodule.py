@@ -26,7 +26,7 @@ from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
 from litmegalodon.data.tokenizer import Tokenizer, check_tokenizer
-from litmegalodon.data.whole import WholeDocuments
+from litmegalodon.data.whole import JoinedDocuments, WholeDocuments
 
 
 class TextDataModule(LightningDataModule):
@@ -194,15 +194,22 @@ class TextDataModule(LightningDataModule):
         """The held-out rows of `val_dataloader`."""
         return self.val_dataloader()
 
-    def whole_documents(self, max_tokens: int | None = None) -> WholeDocuments:
-        """The held-out documents one by one, of each the first `max_tokens` at most; each process
-        reads some of its own, also where several share their rows otherwise.
+    def whole_documents(
+        self, max_tokens: int | None = None, joined: int | None = None
+    ) -> WholeDocuments:
+        """The held-out documents one by one, or joined to as many texts, of each the first
+        `max_tokens` at most; each process reads some of its own, also where several share their
+        rows otherwise.
         """
         self.setup("validate")
-        trainer = self.trainer
-        return WholeDocuments(
-            self._held_out.stores, lambda: (trainer.global_rank, trainer.world_size), max_tokens
-        )
+        trainer, stores = self.trainer, self._held_out.stores
+
+        def rank() -> tuple[int, int]:
+            return trainer.global_rank, trainer.world_size
+
+        if joined is None:
+            return WholeDocuments(stores, rank, max_tokens)
+        return JoinedDocuments(joined, stores, rank, max_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, with the places of all ranks' slots: every rank has to ask for it."""

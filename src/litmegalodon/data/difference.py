@@ -20,7 +20,10 @@ def difference(theirs: Mapping[str, str] | None, ours: Mapping[str, str] | None)
         return ""
     names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
     if not names:
-        return " (the files are the same: they are split, or their columns taken, in another way)"
+        return " (the files are the same: split, mixed or their columns taken in another way)"
     first = names[0]
-    what = "is new" if first not in theirs else "is gone" if first not in ours else "has changed"
+    was, now = theirs.get(first), ours.get(first)
+    what = "is new" if was is None else "is gone" if now is None else "has changed"
+    if was and now and was.startswith("commit ") and now.startswith("commit "):
+        what = f"was of {was} and is of {now}"
     return f" ({first} {what}; {len(names)} of the files differ)"

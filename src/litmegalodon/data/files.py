@@ -10,7 +10,7 @@ from functools import cached_property
 from litmegalodon.data import readers
 from litmegalodon.data.columns import Columns
 from litmegalodon.data.documents import Document, LeftOut, is_held_out
-from litmegalodon.data.holding_out import HoldOut, check_fraction
+from litmegalodon.data.holding_out import HoldOut, fraction_of
 from litmegalodon.data.listing import Listing, list_files, unreadable
 from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
 
@@ -18,8 +18,6 @@ from litmegalodon.data.readers import TEXT_FORMATS, CorpusFile
 # blocks of BLOCK bytes.
 WHOLE = 64 << 20
 BLOCKS, BLOCK = 256, 64 << 10
-# Part of the documents that is held out by default.
-FRACTION = 0.01
 # Files that are read at a time.
 THREADS = 16
 
@@ -73,16 +71,7 @@ class FilesSource:
         self.patterns = {"paths": _patterns("paths", paths)}
         if val_paths is not None:
             self.patterns["val_paths"] = _patterns("val_paths", val_paths)
-            if validation_fraction is not None:
-                raise ValueError(
-                    f"data.source.validation_fraction={validation_fraction}: has no effect with"
-                    " data.source.val_paths, all of which is held out; leave one of them out"
-                )
-        elif validation_fraction is None:
-            validation_fraction = FRACTION
-        else:
-            check_fraction(validation_fraction)
-        self.validation_fraction = validation_fraction
+        self.validation_fraction = fraction_of(validation_fraction, "val_paths", val_paths)
         self.columns = Columns(text_column, prompt_column, completion_column)
         self.root = root
 
@@ -216,7 +205,8 @@ class FilesSource:
 
 
 def _patterns(setting: str, value: str | Sequence[str]) -> list[str]:
-    patterns = [value] if isinstance(value, str) else list(value or ())
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    patterns = list(value) if is_list else [value]
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise ValueError(
             f"data.source.{setting}={'null' if value is None else value}: must name files, as"

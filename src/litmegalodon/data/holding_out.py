@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from litmegalodon.data.documents import is_held_out
 
+# Part of the documents that is held out by default.
+FRACTION = 0.01
+
 
 @dataclass(frozen=True)
 class HoldOut:
@@ -16,6 +19,26 @@ class HoldOut:
         if self.fraction is None:
             return True
         return is_held_out(name, self.fraction) == (self.split == "val")
+
+
+def fraction_of(fraction: float | None, name: str, held_out: object) -> float | None:
+    """`validation_fraction`, FRACTION where it is left out, None where the setting `name` says what
+    is held out.
+
+    Raises:
+        ValueError: both are given, or the fraction leaves nothing to train on or nothing held out.
+    """
+    if held_out is not None:
+        if fraction is not None:
+            raise ValueError(
+                f"data.source.validation_fraction={fraction}: has no effect with"
+                f" data.source.{name}, which says what is held out; leave one of them out"
+            )
+        return None
+    if fraction is None:
+        return FRACTION
+    check_fraction(fraction)
+    return fraction
 
 
 def check_fraction(fraction: float) -> None:

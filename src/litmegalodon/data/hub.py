@@ -7,6 +7,7 @@ one that is a script is refused.
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from litmegalodon.data.columns import Columns
 from litmegalodon.data.documents import Document, LeftOut, is_held_out
-from litmegalodon.data.holding_out import check_fraction
+from litmegalodon.data.holding_out import FRACTION, fraction_of
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder, IterableDataset
@@ -28,6 +29,9 @@ ROWS = 64
 # records at the front of one.
 VAL_SHARDS = 8
 VAL_RECORDS = 1 << 20
+
+# A file as the Hub names it, with the commit that is read.
+ON_HUB = re.compile(r"hf://datasets/(?P<repository>[^@]+)@(?P<commit>[^/]+)(?P<path>/.*)")
 
 Numbers = range | frozenset[int]
 
@@ -110,8 +114,9 @@ class HubSource:
     `data_files` are patterns in its repository, or local ones where `path` is a reader: json,
     parquet or text. Every record is a document by its columns; shards are the data set's own.
     Held out are the first documents of `val_split`, or without one documents of `split` whose
-    names' hashes fall into `validation_fraction` of all: at most `max_val_documents`, in equal
-    parts from the front of up to 8 shards. All others of `split` are trained on.
+    names' hashes fall into `validation_fraction` of all, 0.01 by default: at most
+    `max_val_documents`, in equal parts from the front of up to 8 shards. All others of `split` are
+    trained on.
     ValueError that names the setting where one is wrong, or the data set cannot be opened.
     """
 
@@ -125,7 +130,7 @@ class HubSource:
         text_column: str = "text",
         prompt_column: str | None = None,
         completion_column: str | None = None,
-        validation_fraction: float = 0.01,
+        validation_fraction: float | None = None,
         max_val_documents: int = 1000,
         data_files: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     ) -> None:
@@ -146,11 +151,10 @@ class HubSource:
             raise ValueError(
                 f"data.source.max_val_documents={limit}: must be a whole number, at least 1"
             )
-        check_fraction(validation_fraction)
         self.path, self.name, self.revision = path, name, revision
         self.split, self.val_split = split, val_split
         self.columns = Columns(text_column, prompt_column, completion_column)
-        self.validation_fraction = validation_fraction
+        self.validation_fraction = fraction_of(validation_fraction, "val_split", val_split)
         self.max_val_documents = max_val_documents
         self.data_files = _plain(data_files)
         self.left_out = {"files": 0, "bytes": 0}
@@ -173,25 +177,31 @@ class HubSource:
 
         Local files count by name, size and what `files.content_digest` reads of them.
         """
-        from litmegalodon.data.files import THREADS
-
-        splits = [self.split] + ([self.val_split] if self.val_split else [])
-        shards = [self._stream(split).num_shards for split in splits]
-        with ThreadPoolExecutor(THREADS) as pool:
-            identities = list(pool.map(_identity, self._files(splits)))
+        shards = [self._stream(split).num_shards for split in self._splits]
         parts = [
-            *(self.path, self.name, splits, shards, self.columns),
-            *(self.validation_fraction, self.max_val_documents),
-            *identities,
+            *(self.path, self.name, self._splits, shards, self.columns),
+            # With a split to validate on the fraction is none; fingerprints have the default then.
+            *(self.validation_fraction or FRACTION, self.max_val_documents),
+            *self._identities,
         ]
         return hashlib.sha256(repr(parts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """The commit of each file of the Hub, 8 hex digits of size and content of a local one."""
+        digests = {}
+        for name, size, digest in self._identities:
+            if found := ON_HUB.match(name):
+                digests[found["repository"] + found["path"]] = f"commit {found['commit'][:12]}"
+            else:
+                digests[name] = hashlib.sha256(f"{size} {digest}".encode()).hexdigest()[:8]
+        return digests
 
     @property
     def num_bytes(self) -> int | None:
         """Bytes of the splits' records, all their columns included, where the Hub tells them."""
         known = self._builder.info.splits or {}
-        splits = [self.split] + ([self.val_split] if self.val_split else [])
-        sizes = [known[split].num_bytes if split in known else None for split in splits]
+        sizes = [known[s].num_bytes if s in known else None for s in self._splits]
         return None if None in sizes else sum(sizes)
 
     @cached_property
@@ -262,9 +272,19 @@ class HubSource:
             **which,
         )
 
-    def _files(self, splits: Sequence[str]) -> list[str]:
+    @property
+    def _splits(self) -> list[str]:
+        return [self.split] + ([self.val_split] if self.val_split else [])
+
+    @cached_property
+    def _identities(self) -> list[tuple[str, int, str]]:
+        """Name, size and digest of every file of the splits."""
+        from litmegalodon.data.files import THREADS
+
         by_split = self._builder.config.data_files or {}
-        return [str(file) for split in splits for file in by_split.get(split, ())]
+        files = [str(file) for split in self._splits for file in by_split.get(split, ())]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(_identity, files))
 
 
 def know_zstd() -> None:
@@ -306,6 +326,12 @@ def _identity(file: str) -> tuple[str, int, str]:
 
 def _plain(data_files: Any) -> Any:
     """Hydra's lists and mappings as Python's own, which are all that `datasets` takes."""
+    listed = isinstance(data_files, Sequence) and all(isinstance(file, str) for file in data_files)
+    if not (data_files is None or listed or isinstance(data_files, Mapping)):
+        raise ValueError(
+            f"data.source.data_files={data_files}: must be a pattern of files or several, or such"
+            " by split"
+        )
     if isinstance(data_files, Mapping):
         return {str(split): _plain(files) for split, files in data_files.items()}
     return data_files if data_files is None or isinstance(data_files, str) else list(data_files)

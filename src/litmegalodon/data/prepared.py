@@ -216,6 +216,12 @@ class PreparedCorpus:
         return _digest([self.tokenizer_fingerprint, *(self.store(s).fingerprint for s in SPLITS)])
 
     @property
+    def file_digests(self) -> dict[str, str]:
+        """8 hex digits a file, by name."""
+        files = self.manifest["files"]
+        return {e["file"]: e["sha256"][:8] for split in SPLITS for e in files[split]}
+
+    @property
     def tokenizer_fingerprint(self) -> str:
         """Of the tokenizer that made it."""
         return self.manifest["tokenizer"]["fingerprint"]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from litmegalodon.data.documents import Document, ListShard, corpus_fingerprint
+from litmegalodon.data.holding_out import check_fraction
 
 # Installed packages are not the standard library and caches hold no source: not even counted.
 _FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -40,11 +41,7 @@ class StdlibSource:
         max_validation_document: float = 0.02,
         root: str | None = None,
     ) -> None:
-        if not 0 < validation_fraction < 1:
-            raise ValueError(
-                f"data.source.validation_fraction={validation_fraction}:"
-                " must be above 0 and below 1"
-            )
+        check_fraction(validation_fraction)
         if not 0 < max_validation_document <= 1:
             raise ValueError(
                 f"data.source.max_validation_document={max_validation_document}:"

@@ -1,7 +1,8 @@
 """Loss by how much of a document came before: what a long memory buys (the paper's figure 5).
 
-Each held-out document is read whole, in pieces of some chunks on the state; and again with its
-context cut to the last k chunks. Losses are collected by position in buckets of powers of two.
+Each held-out document, or several joined to one text, is read whole, in pieces of some chunks on
+the state; and again with its context cut to the last k chunks. Losses are collected by position in
+buckets of powers of two.
 
 Shapes: n tokens of a document, C chunk_size.
 """
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from litmegalodon.data.datamodule import TextDataModule
-from litmegalodon.evaluation.drawing import draw_losses
+from litmegalodon.evaluation.drawing import WHOLE, draw_losses
 from litmegalodon.evaluation.ranges import check_whole
 from litmegalodon.models import Megalodon, MegalodonState
 
@@ -63,6 +64,8 @@ class LossByPosition(nn.Module):
             whole document is always read too.
         piece: chunks that are read at a time: memory grows with it, the result does not change.
         max_tokens: of longer documents only as many are read.
+        joined: texts that the documents are joined to without a boundary, each all of them from
+            another one on; None for each document by itself.
         reestimate: replace the norms' statistics after every 2 chunks by those of the last 6, as
             the released code's inference does from 8 chunks on; `piece` is 2 then.
 
@@ -80,22 +83,26 @@ class LossByPosition(nn.Module):
         contexts: Sequence[int] = (1, 4, 16),
         piece: int = 16,
         max_tokens: int | None = None,
+        joined: int | None = None,
         reestimate: bool = False,
     ) -> None:
         super().__init__()
         check_whole(1, contexts=list(contexts), piece=piece)
         if max_tokens is not None:
             check_whole(2, max_tokens=max_tokens)
+        if joined is not None:
+            check_whole(1, joined=joined)
         self.dirpath = Path(dirpath)
         self.contexts = sorted(set(contexts))
         self.piece = 2 if reestimate else piece
-        self.max_tokens, self.reestimate = max_tokens, reestimate
+        self.max_tokens, self.joined, self.reestimate = max_tokens, joined, reestimate
         self.whole = PositionLoss()
         self.cut = nn.ModuleDict({str(k): PositionLoss() for k in self.contexts})
 
     def loader(self, data: TextDataModule) -> DataLoader:
-        """The documents to be read."""
-        return DataLoader(data.whole_documents(self.max_tokens), batch_size=None)
+        """The texts to be read."""
+        texts = data.whole_documents(self.max_tokens, self.joined)
+        return DataLoader(texts, batch_size=None)
 
     @torch.no_grad()
     def read(self, model: Megalodon, batch: dict[str, Any]) -> None:
@@ -116,7 +123,9 @@ class LossByPosition(nn.Module):
         if is_main:
             self.dirpath.mkdir(parents=True, exist_ok=True)
             _write(self.dirpath / self.outputs[0], found)
-            curves = {name: _curve(*values) for name, values in found.items()}
+            labels = {name: f"the last {name}" for name in found}
+            labels["whole"] = WHOLE
+            curves = {labels[name]: _curve(*values) for name, values in found.items()}
             draw_losses(self.dirpath / self.outputs[1], curves)
         return {
             f"context/{name.replace(' ', '_')}": (loss.nan_to_num() * tokens).sum() / tokens.sum()

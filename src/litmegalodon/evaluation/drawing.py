@@ -8,11 +8,18 @@ from matplotlib.figure import Figure
 
 # The scale of losses is made from this position on.
 SETTLED = 32
+# The curve that others are compared with.
+WHOLE = "all that came before"
 CHUNK = {"color": "crimson", "linestyle": "--", "linewidth": 1.4, "label": "a chunk"}
 
 
-def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Draw loss against position, one curve a context length.
+def draw_losses(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    unit: str = "loss, nats a token",
+    title: str = "context",
+) -> None:
+    """Draw loss against position, a curve of (first position of a bucket, loss) by its name.
 
     The scale is of what comes from position SETTLED on: on one with the first tokens' losses all
     curves would lie on each other. Those may stand outside the picture.
@@ -22,20 +29,19 @@ def draw_losses(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     for name, curve in curves.items():
         if not curve:
             continue
-        style = {"linewidth": 2.2, "color": "black"} if name == "whole" else {"linewidth": 1.3}
-        label = "all that came before" if name == "whole" else f"the last {name}"
+        style = {"linewidth": 2.2, "color": "black"} if name == WHOLE else {"linewidth": 1.3}
         # A bucket's loss at the middle of its positions, on a scale of powers of two.
         positions = [first * 1.5 for first, _ in curve]
-        axes.plot(positions, [loss for _, loss in curve], marker="o", ms=3, label=label, **style)
+        axes.plot(positions, [loss for _, loss in curve], marker="o", ms=3, label=name, **style)
     settled = [loss for curve in curves.values() for first, loss in curve if first >= SETTLED]
     if settled:
         margin = max(0.05, 0.15 * (max(settled) - min(settled)))
         axes.set_ylim(min(settled) - margin, max(settled) + margin)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("tokens of the document before")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_xlabel("tokens of the text before")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
-    axes.legend(title="context")
+    axes.legend(title=title)
     figure.savefig(path, dpi=150)
 
 

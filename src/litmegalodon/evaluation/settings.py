@@ -61,6 +61,19 @@ def check_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _check_kinds(evaluation: DictConfig) -> None:
+    stop, target = evaluation.get("stop", ""), evaluation.get("_target_")
+    if not isinstance(target, str):
+        raise ValueError(
+            f"evaluation._target_={target}: must name a class; leave it as evaluation=... has it"
+        )
+    for name, value in {"stop": stop, "paths": evaluation.get("paths", [])}.items():
+        if OmegaConf.is_list(value):
+            good = all(isinstance(text, str) for text in value)
+        else:
+            # Of paths the kind of list is looked at below.
+            good = isinstance(value, str) or name == "paths"
+        if not good:
+            raise ValueError(f"evaluation.{name}={value}: must be a list of texts, as [a,b]")
     for name, may_be_null in LISTS.items():
         value = evaluation.get(name)
         is_good = OmegaConf.is_list(value) or (value is None and may_be_null)
@@ -91,7 +104,7 @@ def _check_harness(harness: Mapping[str, Any], typed: Mapping[str, Any]) -> None
                 " the numbers go"
             )
     place = harness["include_path"]
-    if place is not None and not any(Path(place).rglob("*.yaml")):
+    if place is not None and not (isinstance(place, str) and any(Path(place).rglob("*.yaml"))):
         raise ValueError(f"harness.include_path={place}: is no folder that holds a .yaml file")
     processes = os.environ.get("WORLD_SIZE", "1")
     for name in ("trainer.devices", "trainer.num_nodes"):

@@ -2,27 +2,17 @@
 names.
 """
 
-from collections.abc import Callable, Mapping
-from inspect import isclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from litmegalodon import checkpoints
+from litmegalodon.checkpoints.files import read_meta, read_tensors
+from litmegalodon.checkpoints.model import WEIGHTS, saved_config, saved_tokenizer
 from litmegalodon.data import Tokenizer
 from litmegalodon.interop import exported
-from litmegalodon.models import LanguageModel, ModelConfig
-from litmegalodon.models import config_of as config_from
-from litmegalodon.utils import checkpoints
-from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
+from litmegalodon.models import LanguageModel
 
-PACKAGE = "litmegalodon."
-# Where a checkpoint keeps the network's tensors.
-WEIGHTS = "state_dict.model."
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -56,9 +46,9 @@ def load_model(
     if exported_there:
         config = exported.read_config(path, setting)
     else:
-        config = config_of(read_meta(path, setting), setting)
+        config = saved_config(read_meta(path, setting), setting)
     if tokenizer is None:
-        find_tokenizer = exported.tokenizer_of if exported_there else tokenizer_beside
+        find_tokenizer = exported.tokenizer_of if exported_there else saved_tokenizer
         tokenizer = find_tokenizer(path, setting)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -86,57 +76,3 @@ def _device(name: str) -> str:
     if name not in ("cpu", "cuda"):
         raise ValueError(f"device={name}: must be auto, cpu or cuda")
     return name
-
-
-def config_of(meta: Mapping[str, Any], setting: str) -> ModelConfig:
-    """The config of the network of a checkpoint; ValueError where no such network is known."""
-    return _make(config_from, {"saved": meta["hyper_parameters"]["config"]}, setting)
-
-
-def tokenizer_beside(checkpoint: Path, setting: str) -> Tokenizer:
-    """The tokenizer of the settings that Hydra saved for the run.
-
-    Raises:
-        ValueError: they are not there, or name something else than a tokenizer of this package.
-    """
-    path = checkpoints.run_config(checkpoint)
-    try:
-        node = None if path is None else OmegaConf.select(OmegaConf.load(path), "data.tokenizer")
-    except (OmegaConfBaseException, YAMLError):
-        raise ValueError(f"{setting}: {path} beside it is damaged") from None
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
-        raise ValueError(
-            f"{setting}: the run's .hydra/config.yaml with data.tokenizer is not beside it; keep a"
-            " checkpoint in its run's folder"
-        )
-    try:
-        arguments: Any = OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(
-            f"{setting}: data.tokenizer of its settings can't be read: {str(error).splitlines()[0]}"
-        ) from None
-    target = str(arguments.pop("_target_"))
-    refused = ValueError(
-        f"{setting}: its settings name data.tokenizer._target_={target}, which is no tokenizer of"
-        f" {PACKAGE[:-1]}; code that a checkpoint names is not run"
-    )
-    if not target.startswith(PACKAGE):
-        raise refused
-    try:
-        kind = get_object(target)
-    except (ImportError, AttributeError, ValueError):
-        raise refused from None
-    # A path through one of our modules may lead anywhere: what is there has to be ours too.
-    ours = isclass(kind) and kind.__module__.startswith(PACKAGE)
-    if not ours or not callable(getattr(kind, "encode_piece", None)):
-        raise refused
-    if any(isinstance(value, dict | list) for value in arguments.values()):
-        raise refused
-    return _make(kind, arguments, setting)
-
-
-def _make(kind: Callable, arguments: dict[str, Any], setting: str) -> Any:
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{setting}: was made by another version ({error})") from None

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from litmegalodon.checkpoints.files import check_same_model
 from litmegalodon.inference.text_state import TextState
 from litmegalodon.models import MegalodonState
-from litmegalodon.utils.checkpoint_files import check_same_model
 
 FORMAT = "litmegalodon snapshot 1"
 # Values of a parameter that its fingerprint reads.

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from litmegalodon.utils import checkpoints
+from litmegalodon import checkpoints
 
 UNKNOWN = "unknown"
 # Tables whose size follows from the vocabulary.

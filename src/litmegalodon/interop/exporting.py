@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from litmegalodon.checkpoints.files import read_meta, read_tensors
+from litmegalodon.checkpoints.model import WEIGHTS, saved_config, saved_tokenizer
 from litmegalodon.data import Tokenizer
-from litmegalodon.inference.loading import WEIGHTS, config_of, tokenizer_beside
 from litmegalodon.interop.card import Facts, model_card
 from litmegalodon.interop.exported import MODEL_TYPE, TOKENIZER_FACTS, TOKENIZER_MODEL
 from litmegalodon.models import Megalodon, MegalodonConfig
 from litmegalodon.models.config import SWITCHES
-from litmegalodon.utils.checkpoint_files import read_meta, read_tensors
 from litmegalodon.utils.whole_folder import whole_folder
 
 FORMATS = ("hf", "safetensors", "reference")
@@ -54,8 +54,8 @@ def export(
             raise ValueError(f"{name}={value}: must be {', '.join(choices[:-1])} or {choices[-1]}")
     setting = f"ckpt_path={checkpoint}"
     meta = read_meta(checkpoint, setting)
-    tokenizer = tokenizer_beside(checkpoint, setting)
-    config = config_of(meta, setting)
+    tokenizer = saved_tokenizer(checkpoint, setting)
+    config = saved_config(meta, setting)
     if not isinstance(config, MegalodonConfig):
         raise ValueError(f"{setting}: is a {config.kind}, and only a Megalodon is exported")
     replaced = [name for name, kinds in SWITCHES.items() if getattr(config, name) != kinds[0]]

@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from litmegalodon.checkpoints import META
 from litmegalodon.data import Tokenizer
 from litmegalodon.interop import megalodon_hf
 from litmegalodon.interop.config_json import config_from
@@ -24,7 +25,6 @@ from litmegalodon.interop.foreign_files import (
 from litmegalodon.interop.reference import check_reference_state_dict
 from litmegalodon.interop.shards import merge_shards
 from litmegalodon.models import Megalodon, MegalodonConfig
-from litmegalodon.utils.checkpoints import META
 
 SOURCES = ("reference", "megalodon-hf", "export")
 # The reference rounds its rotary frequencies with the weights, at most to bfloat16.

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from litmegalodon.utils.checkpoint_manifest import MANIFEST, HashingFile, read_manifest
-from litmegalodon.utils.checkpoints import DOOMED, META
+from litmegalodon.checkpoints import DOOMED, META
+from litmegalodon.checkpoints.manifest import MANIFEST, HashingFile, read_manifest
 
 # Entries of a manifest by the files' names.
 Entries = dict[str, dict[str, Any]]

@@ -23,6 +23,12 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.checkpoint import CheckpointException
 
+from litmegalodon.checkpoints import META, PARTIAL, is_complete
+from litmegalodon.checkpoints.manifest import (
+    damage,
+    write_file,
+    write_manifest,
+)
 from litmegalodon.parallel.checkpoint_storage import (
     Entries,
     link,
@@ -31,12 +37,6 @@ from litmegalodon.parallel.checkpoint_storage import (
     write_tensors,
 )
 from litmegalodon.parallel.staging import Staging, size_in_bytes
-from litmegalodon.utils.checkpoint_manifest import (
-    damage,
-    write_file,
-    write_manifest,
-)
-from litmegalodon.utils.checkpoints import META, PARTIAL, is_complete
 
 # Seconds that a process which gives up waits for the others to begin with the same checkpoint.
 BEGIN_SECONDS = 10.0

@@ -24,20 +24,20 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
+from litmegalodon.checkpoints import META, is_complete, older
+from litmegalodon.checkpoints.files import (
+    damaged_is_refused,
+    read_meta,
+    read_state,
+    refuse_damaged,
+)
+from litmegalodon.checkpoints.manifest import damaged_file
 from litmegalodon.models.span import Span
 from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
 from litmegalodon.parallel.exchange import ChunkGroup
 from litmegalodon.parallel.mesh import resolve
 from litmegalodon.parallel.parallelize import build_mesh
-from litmegalodon.utils.checkpoint_files import (
-    damaged_is_refused,
-    read_meta,
-    read_state,
-    refuse_damaged,
-)
-from litmegalodon.utils.checkpoint_manifest import damaged_file
-from litmegalodon.utils.checkpoints import META, is_complete, older
 
 
 class ChunkParallelStrategy(ModelParallelStrategy):

@@ -88,8 +88,8 @@ def draw(path: Path, run: Run) -> None:
     _panel(memory, runs, lambda r: r.total / GIB, lambda r: Llama(r).memory() / GIB)
     memory.set_ylabel("memory of a process, GiB")
     memory.set_ylim(bottom=0)
-    sharding = runs[0].traffic()
-    sharding = (sharding["FSDP all-gather"] + sharding["FSDP reduce-scatter"]) / MIB
+    sends = runs[0].traffic()
+    sharding = (sends["FSDP all-gather"] + sends["FSDP reduce-scatter"]) / MIB
     if sharding:
         traffic.axhline(sharding, color="grey", ls="--", lw=1, label="sharded parameters, both")
     _panel(traffic, runs, lambda r: exchange(r) / MIB, lambda r: Llama(r).traffic() / MIB)

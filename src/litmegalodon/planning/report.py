@@ -26,7 +26,7 @@ def report(run: Run, device: Device, efficiency: float, links: float) -> Iterato
     yield _row("tokens of a micro-batch on a process", [f"{r.share.tokens:,}" for r in runs])
     yield ""
     yield "memory of the process that holds most, GiB"
-    yield from _table([r.memory() for r in runs], GIB)
+    yield from _table([dict[str, float](r.memory()) for r in runs], GIB)
     yield _row("  in all", [f"{r.total / GIB:.2f}" for r in runs])
     other = [replace(r, checkpointing=not r.checkpointing) for r in runs]
     name = f"  in all {'without' if run.checkpointing else 'with'} activation checkpointing"

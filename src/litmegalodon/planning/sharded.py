@@ -47,6 +47,7 @@ def _sent(module: nn.Module) -> tuple[int, int]:
     """
     assert isinstance(module, FSDPModule)
     group = module._get_fsdp_state()._fsdp_param_group
+    assert group is not None
     sizes = {p: p.padded_sharded_param_size.numel() for p in group.fsdp_params}
     halved = 0
     if group.mp_policy.param_dtype == torch.bfloat16:

@@ -36,7 +36,7 @@ def linear_shapes(config: MegalodonConfig) -> Shapes:
     """Of a block's matrices."""
     c = config
     dim, z, value, ffn = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim
-    attention = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
+    attention: Shapes = [(value, dim), (z, dim), (value, dim), (dim, dim), (dim, value)]
     return attention + [(ffn, dim), (dim, ffn)] + [(ffn, dim)] * c.swiglu
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from litmegalodon.utils import checkpoints
+from litmegalodon import checkpoints
 
 # What the process said on stderr, its traceback among it.
 ERRORS = "errors.txt"

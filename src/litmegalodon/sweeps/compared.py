@@ -48,7 +48,8 @@ class Run:
         last: dict[str, float] = {}
         for row in self.rows:
             last |= row
-        figures = {n: last[n] for n in ("step", "tokens", "seconds") if n in last}
+        figures: dict[str, float] = {}
+        figures |= {n: last[n] for n in ("step", "tokens", "seconds") if n in last}
         speeds = [row["tokens_per_second"] for row in self.rows if "tokens_per_second" in row]
         if speeds:
             figures["tokens/s, median"] = median(speeds)

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def _draw_curve(
     x, mean, spread = ([point[i] for point in curve] for i in (column, 2, 3))
     if not points:
         mean, spread = _running_mean(mean), _running_mean(spread)
-    style = {"marker": points, "ms": 3.5} if points else {}
+    style: dict[str, Any] = {"marker": points, "ms": 3.5} if points else {}
     axes.plot(x, mean, color=colour, linewidth=1.3, label=name, **style)
     if any(spread):
         low = [m - s for m, s in zip(mean, spread, strict=True)]

@@ -91,6 +91,6 @@ def results(folder: Path, max_steps: int) -> dict[str, float] | None:
     return measured
 
 
-def as_number(value: object) -> float:
+def as_number(value: float | str | None) -> float:
     """A metric as a float, NaN where there is none."""
     return math.nan if value is None else float(value)

@@ -10,11 +10,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from litmegalodon.runs.settings import check_settings
 from litmegalodon.sweeps import children
 from litmegalodon.sweeps.folder import SweepFolder, as_number, held, is_busy, results
 from litmegalodon.sweeps.report import report, say_where
 from litmegalodon.utils.printing import say, short_path
-from litmegalodon.utils.settings import check_settings
 
 # Between two looks at a run that another process trains.
 SECONDS = 1.0
@@ -102,7 +102,7 @@ class Sweep:
             config.hydra.runtime.output_dir = str(known or self.folder.path)
         HydraConfig.instance().set_config(config)
         # The check resolves what it is given, and finds checkpoints.
-        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             check_settings(own)
         except ValueError as error:

@@ -60,7 +60,8 @@ def search(
             f"hydra.sweeper.storage={storage}, hydra.sweeper.study_name={study_name}: both are"
             " needed to go on after an interruption; hparams_search=optuna sets them"
         )
-    fixed, searched = {}, {}
+    fixed: dict[str, str] = {}
+    searched: dict[str, Any] = {}
     for argument in [*(f"{name}={value}" for name, value in (params or {}).items()), *arguments]:
         distributions, values = create_params_from_overrides([argument])
         for name in {**distributions, **values}:
@@ -109,10 +110,11 @@ def search(
             TrialState.FAIL if failed else TrialState.COMPLETE,
         )
 
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if set(trial.params) != set(searched):
             # Interrupted before it had settings; a young one may be another process's.
-            if (datetime.now() - trial.datetime_start).total_seconds() > SECONDS:
+            begun = trial.datetime_start
+            if begun and (datetime.now() - begun).total_seconds() > SECONDS:
                 study.tell(trial.number, state=TrialState.FAIL)
         elif not is_trained_elsewhere(sweep.folder, settings(trial)):
             say(f"study {study_name}: trial {trial.number + 1} was interrupted and goes on")
@@ -120,7 +122,7 @@ def search(
     while len(study.trials) < n_trials:
         run(study.ask())
     say_where(sweep.folder.path)
-    complete = study.get_trials(states=[TrialState.COMPLETE])
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
     if complete:
         best = study.best_trial
         chosen = " ".join(f"{name}={value}" for name, value in best.params.items())

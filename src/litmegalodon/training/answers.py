@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from litmegalodon.data.slots import Batch
 from litmegalodon.data.store import IGNORED
-from litmegalodon.training.metrics import Answers
+from litmegalodon.evaluation.metrics import Answers
 from litmegalodon.training.module import MegalodonModule
 
 

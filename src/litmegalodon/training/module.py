@@ -16,21 +16,21 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from litmegalodon.data.packing import check_cutting
-from litmegalodon.data.slots import Batch
-from litmegalodon.models import ModelConfig
-from litmegalodon.models.language_model import LanguageModel
-from litmegalodon.parallel.parallelize import parallelize, shard_rows
-from litmegalodon.training.lanes import LaneMemory
-from litmegalodon.training.metrics import TokenLoss, bits_per_byte
-from litmegalodon.utils.checkpoint_files import (
+from litmegalodon.checkpoints.files import (
     check_same_model,
     damaged_is_refused,
     read_meta,
     read_state,
     refuse_damaged,
 )
-from litmegalodon.utils.checkpoint_manifest import damage
+from litmegalodon.checkpoints.manifest import damage
+from litmegalodon.data.packing import check_cutting
+from litmegalodon.data.slots import Batch
+from litmegalodon.evaluation.metrics import TokenLoss, bits_per_byte
+from litmegalodon.models import ModelConfig
+from litmegalodon.models.language_model import LanguageModel
+from litmegalodon.parallel.parallelize import parallelize, shard_rows
+from litmegalodon.training.lanes import LaneMemory
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."

@@ -1,1 +1,1 @@
-"""The command line: what happens around composing, checking and running an experiment."""
+"""Small helpers that stand below everything: the command line, its messages, files and memory."""

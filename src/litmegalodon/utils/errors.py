@@ -83,11 +83,11 @@ def one_line(tracebacks: bool = False) -> Iterator[None]:
             print(f"\n{stopped}", file=sys.stderr, flush=True)
         sys.exit(stopped.code)
     except Exception as error:
-        error = cause(error)
-        if tracebacks or TRACEBACKS_WANTED or not is_users(error):
+        reason = cause(error)
+        if tracebacks or TRACEBACKS_WANTED or not is_users(reason):
             raise
         process = "" if is_main_process() else f" in process {os.environ.get('LOCAL_RANK')}"
-        print(f"error{process}: {explain(error)}", file=sys.stderr)
+        print(f"error{process}: {explain(reason)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -138,10 +138,11 @@ def explain(error: BaseException) -> str:
         name = f"{key['key']}._target_" if key else "_target_"
         return f"{name}={found['target']}: cannot be imported; name a class or function that can"
     if "Could not override" in text:
-        key = text.split("'")[1]
-        return f"{key}: there is no such setting; --help lists them, +{key}=... adds one"
+        given = text.split("'")[1]
+        return f"{given}: there is no such setting; --help lists them, +{given}=... adds one"
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key}: {error.msg.splitlines()[0]}" if error.full_key else text
+        first = (error.msg or "").partition("\n")[0]
+        return f"{error.full_key}: {first}" if error.full_key else text
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; quote the value, as 'name=\"a value\"'"
     return text

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from litmegalodon.checkpoints import DOOMED, PARTIAL, is_complete, written
+from litmegalodon.checkpoints.manifest import wrong_size
 from litmegalodon.parallel import ChunkParallelStrategy
 from litmegalodon.parallel.checkpoint_storage import remove
-from litmegalodon.utils.checkpoint_manifest import wrong_size
-from litmegalodon.utils.checkpoints import DOOMED, PARTIAL, is_complete, written
 
 
 class _OwnedCheckpoint(ModelCheckpoint):

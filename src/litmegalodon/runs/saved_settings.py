@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from litmegalodon.utils import checkpoints
+from litmegalodon import checkpoints
 from litmegalodon.utils.printing import say, short_path
 
 # What the numbers of an evaluation depend on.
@@ -26,8 +26,12 @@ def adopt_settings(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     if OmegaConf.is_missing(cfg, "ckpt_path") or not cfg.ckpt_path:
         raise ValueError("ckpt_path: give the checkpoint to evaluate, or `last` for the newest one")
+    if not isinstance(cfg.last_of, str):
+        raise ValueError(f"last_of={cfg.last_of}: must be text, the task_name of a run")
     task_dir = Path(cfg.paths.log_dir) / cfg.last_of
     checkpoint = checkpoints.find("ckpt_path", str(cfg.ckpt_path), task_dir)
+    # None is only what `auto` may give.
+    assert checkpoint is not None
     path = checkpoints.run_config(checkpoint)
     cfg.ckpt_path = str(checkpoint)
     if path is None:

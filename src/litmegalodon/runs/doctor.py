@@ -82,7 +82,8 @@ def python() -> Iterator[Finding]:
 
 def packages() -> Iterator[Finding]:
     """What pyproject.toml asks for, and which optional parts are there."""
-    wrong, extras = [], {}
+    wrong: list[str] = []
+    extras: dict[str, list[str]] = {}
     for text in installed.requires(PACKAGE) or []:
         needed = Requirement(text)
         found = re.search(r"extra == ['\"]([\w-]+)", text)

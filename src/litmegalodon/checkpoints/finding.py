@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from litmegalodon.utils.checkpoint_manifest import MANIFEST, read_manifest, wrong_size
+from litmegalodon.checkpoints.manifest import MANIFEST, read_manifest, wrong_size
 from litmegalodon.utils.command_line import is_main_process
 
 # A checkpoint is a folder that holds both.

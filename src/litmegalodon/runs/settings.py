@@ -14,21 +14,28 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from litmegalodon import checkpoints
 from litmegalodon.data.packing import check_cutting
 from litmegalodon.parallel.mesh import Degrees, resolve
 from litmegalodon.planning.settings import check_memory
-from litmegalodon.utils import checkpoints
-from litmegalodon.utils.errors import cause
-from litmegalodon.utils.setting_rules import (
+from litmegalodon.runs.setting_rules import (
     CHOICES,
     DEGREES,
     FLAGS,
+    FLAGS_OR,
+    GROUPS,
     MAY_BE_NULL,
     NEEDED,
     NUMBERS,
     TEXTS,
     WHOLE_NUMBERS_AT_LEAST,
 )
+from litmegalodon.utils.errors import FULL_KEY, cause
+
+# Settings that are written to, by the ends of their names, and an address as fsspec has them; of
+# hydra.run.dir one of the slashes is left.
+WRITTEN = ("_dir", "dirpath", ".folder", "output", "save_state")
+REMOTE = re.compile(r"(^|/)\w{2,}:/")
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -57,6 +64,9 @@ def check_settings(cfg: DictConfig) -> None:
 
 def check_values(cfg: DictConfig) -> None:
     """Each setting by itself: its type and its range."""
+    for name in GROUPS:
+        rule = "must be parts by name, as name: {...}, or null"
+        _check(cfg, name, lambda value: value is None or OmegaConf.is_dict(value), rule)
     for name, least in WHOLE_NUMBERS_AT_LEAST.items():
         _check(cfg, name, _is_whole(least), f"must be a whole number, at least {least}")
     for name, (low, high, closed) in NUMBERS.items():
@@ -71,21 +81,34 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg,
             name,
-            lambda value, null=may_be_null: isinstance(value, str) or (null and value is None),
+            _is_text(may_be_null),
             "must be text, or null" if may_be_null else "must be text",
         )
+        if name.endswith(WRITTEN):
+            rule = "must be on this machine; mount what lies elsewhere, and give where it is then"
+            _check(cfg, name, lambda value: not REMOTE.search(value or ""), rule)
     check_targets(cfg, "")
     for name in FLAGS:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
     for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
         rule = "must be a number of batches, at least 1, or a part of them as 0.5, at most 1.0"
         _check(cfg, name, _is_amount, rule)
+    for name, word in FLAGS_OR.items():
+        _check(
+            cfg,
+            name,
+            lambda value, word=word: isinstance(value, bool) or value == word,
+            f"must be true, false or {word}",
+        )
+    rule = "must be a number of batches, or a part of them as 0.5, at most 1.0"
+    _check(cfg, "trainer.overfit_batches", lambda value: value == 0 or _is_amount(value), rule)
     _check(
         cfg,
-        "deterministic",
-        lambda value: isinstance(value, bool) or value == "warn",
-        "must be true, false or warn",
+        "trainer.fast_dev_run",
+        lambda value: isinstance(value, bool) or _is_whole(1)(value),
+        "must be true, false or a number of batches",
     )
+    _check(cfg, "logger.wandb.tags", _are_texts, "must be a list of texts, as [dev]")
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
     _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
     _check(cfg, "trainer.max_time", _is_time, "must be days:hours:minutes:seconds, 00:12:00:00")
@@ -99,8 +122,12 @@ def check_values(cfg: DictConfig) -> None:
 
 def check_targets(node: DictConfig, name: str) -> None:
     """What each `_target_` in a node names could be there."""
-    for key, value in node.items():
-        inner = f"{name}.{key}" if name else str(key)
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            # Whoever needs it says what it means.
+            continue
+        value = node[key]
+        inner = f"{name}.{key!s}" if name else str(key)
         if key == "_target_":
             module = value.partition(".")[0] if isinstance(value, str) else ""
             if not module.isidentifier() or importlib.util.find_spec(module) is None:
@@ -214,11 +241,11 @@ def check_mesh(cfg: DictConfig, processes: int) -> Degrees | None:
             f"trainer.strategy.bf16_parameters=true: trainer.precision={cfg.trainer.precision} has"
             " products in float32; set trainer.precision=bf16-mixed with it"
         )
-    degrees = [strategy.get(name) for name in DEGREES]
-    if None in degrees:
+    replicate, data, chunk = (strategy.get(name) for name in DEGREES)
+    if None in (replicate, data, chunk):
         return None
     lengths = {f"data.{name}": cfg.data[name] for name in read_settings(cfg, "seq_len")}
-    return resolve(processes, *degrees, cfg.model.config.get("chunk_size"), lengths)
+    return resolve(processes, replicate, data, chunk, cfg.model.config.get("chunk_size"), lengths)
 
 
 def read_settings(cfg: DictConfig, name: str) -> list[str]:
@@ -254,7 +281,7 @@ def check_purpose(cfg: DictConfig) -> None:
 
 def check_tags(cfg: DictConfig) -> None:
     """A run can be found again."""
-    if not OmegaConf.is_list(cfg.tags) or not all(isinstance(tag, str) for tag in cfg.tags):
+    if not _are_texts(cfg.tags):
         raise ValueError(f"tags={cfg.tags}: must be a list of texts, as tags=[dev]")
     if cfg.extras.enforce_tags and not cfg.tags:
         raise ValueError(
@@ -293,7 +320,13 @@ def _make(node: DictConfig) -> Any:
     try:
         return instantiate(node)
     except InstantiationException as error:
-        raise cause(error) from None
+        wrong, key = cause(error), FULL_KEY.search(str(error))
+        inside = key and key["key"].startswith("data.source.")
+        if inside and isinstance(wrong, ValueError) and str(wrong).startswith("data.source."):
+            # A part of a mixture does not know its own name.
+            rest = str(wrong).removeprefix("data.source.")
+            raise ValueError(f"{key['key']}.{rest}") from None
+        raise wrong from None
 
 
 def _check(cfg: DictConfig, name: str, is_good: Callable[[Any], bool], rule: str) -> None:
@@ -303,6 +336,10 @@ def _check(cfg: DictConfig, name: str, is_good: Callable[[Any], bool], rule: str
         return
     if not is_good(value):
         raise ValueError(f"{name}={'null' if value is None else value}: {rule}")
+
+
+def _is_text(may_be_null: bool) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) or (may_be_null and value is None)
 
 
 def _is_whole(least: int) -> Callable[[Any], bool]:
@@ -321,6 +358,10 @@ def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
 def _is_amount(value: Any) -> bool:
     """A whole number from 1, or a float in (0, 1]."""
     return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _are_texts(value: Any) -> bool:
+    return OmegaConf.is_list(value) and all(isinstance(item, str) for item in value)
 
 
 def _is_time(value: Any) -> bool:

@@ -16,9 +16,9 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
+from litmegalodon.checkpoints.finding import FILES, META, is_complete
+from litmegalodon.checkpoints.manifest import damage, damaged_file
 from litmegalodon.models import kind_of, with_defaults
-from litmegalodon.utils.checkpoint_manifest import damage, damaged_file
-from litmegalodon.utils.checkpoints import FILES, META, is_complete
 
 # What the description of a checkpoint's tensors consists of, by module.
 DESCRIPTION = {
@@ -75,10 +75,11 @@ def damaged_is_refused(setting: str) -> Iterator[None]:
     try:
         yield
     # A pickle with a flipped bit can raise anything; torch's own is no Exception.
-    except (CheckpointException, Exception) as error:
-        if isinstance(error, CheckpointException):
+    except (CheckpointException, Exception) as raised:
+        error: BaseException = raised
+        if isinstance(raised, CheckpointException):
             # By rank, an exception and where it was raised.
-            error = next(iter(error.failures.values()))[0]
+            error = next(iter(raised.failures.values()))[0]
         if isinstance(error, KeyboardInterrupt):
             raise error from None
         said = str(error).strip().splitlines() or [type(error).__name__]
@@ -146,9 +147,11 @@ class _Reader(FileSystemReader):
     """Reads the description of a checkpoint's tensors without running what it names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = _Unpickler(io.BytesIO((self.path / ".metadata").read_bytes())).load()
+        metadata = _Unpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(".metadata describes no tensors")
+        if metadata.storage_meta is None:
+            raise pickle.UnpicklingError(".metadata does not say how it was written")
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from litmegalodon import checkpoints
 from litmegalodon.inference.drawing import Drawing, check_stops
 from litmegalodon.inference.prompts import TextFiles, checked, find_text
-from litmegalodon.utils import checkpoints
-from litmegalodon.utils.settings import check_values
+from litmegalodon.runs.settings import check_values
 
 STANDARD_INPUT = "-"
 

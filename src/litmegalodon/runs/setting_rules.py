@@ -30,6 +30,8 @@ WHOLE_NUMBERS_AT_LEAST = {
     "vocab_size": 1,
     "max_bytes": 1,
     "max_held_out_bytes": 1,
+    "evaluation.seed": 0,
+    "evaluation.chunk_size": 1,
     "harness.limit": 1,
     "harness.batch_size": 1,
     "harness.piece_tokens": 1,
@@ -124,7 +126,14 @@ FLAGS = (
     "harness.log_samples",
     "logger.tensorboard.default_hp_metric",
     "accept_different_norm",
+    "data.source.verify",
+    "logger.wandb.offline",
+    "trainer.detect_anomaly",
 )
+# Flags that one word may stand for as well.
+FLAGS_OR = {"deterministic": "warn", "logger.wandb.log_model": "all"}
+# Parts by name, each a node of its own; null leaves all of them out.
+GROUPS = ("callbacks", "logger", "logger.mlflow.tags", "harness.reported")
 # Text; where null is allowed as well it has a meaning.
 TEXTS = {
     # What the others are made of comes first.
@@ -132,6 +141,14 @@ TEXTS = {
     "task_name": False,
     "optimized_metric": True,
     "data.source.root": True,
+    "data.source.folder": False,
+    **{f"data.source.{name}": True for name in ("name", "val_split", "revision")},
+    "data.tokenizer.path": False,
+    "last_of": False,
+    "output": False,
+    "path": False,
+    "state": True,
+    "save_state": True,
     "trainer.default_root_dir": True,
     "callbacks.last_checkpoint.dirpath": False,
     "callbacks.best_checkpoint.dirpath": False,
@@ -143,4 +160,18 @@ TEXTS = {
     "logger.tensorboard.name": True,
     "logger.tensorboard.version": False,
     "logger.tensorboard.prefix": False,
+    "logger.wandb.save_dir": False,
+    **{f"logger.wandb.{name}": True for name in ("id", "project", "entity", "group")},
+    **{f"logger.wandb.{name}": True for name in ("job_type", "prefix")},
+    "logger.mlflow.experiment_name": False,
+    "logger.mlflow.tracking_uri": True,
+    "logger.mlflow.tags.task": False,
+    "logger.mlflow.prefix": True,
+    "trainer.profiler.dirpath": True,
+    "trainer.profiler.filename": True,
+    "harness.include_path": True,
+    "evaluation.dirpath": False,
+    "evaluation.prompts": True,
+    "evaluation.text_column": False,
+    "evaluation.prompt_column": False,
 }

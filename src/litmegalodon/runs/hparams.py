@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from litmegalodon.models import ModelConfig
 
@@ -16,6 +17,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     """
     with torch.device("meta"):
         model = config.build()
+    assert isinstance(model, nn.Module)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     tables = ("embed.weight", "output.output.weight")
     return {
@@ -27,7 +29,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 def log_hyperparameters(cfg: DictConfig, trainer: Trainer, parameters: dict[str, int]) -> None:
     """Give every logger the run's settings and the model's parameter counts."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     settings["parameters"] = parameters
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)

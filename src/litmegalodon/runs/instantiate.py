@@ -10,15 +10,15 @@ import torch.distributed
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from litmegalodon.checkpoints import is_complete
+from litmegalodon.checkpoints.files import read_meta
 from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
 from litmegalodon.training.callbacks.run_ids import RunIds, run_id
-from litmegalodon.utils.checkpoint_files import read_meta
-from litmegalodon.utils.checkpoints import is_complete
 from litmegalodon.utils.errors import cause
 from litmegalodon.utils.printing import say, tame_lightning
 
@@ -108,7 +108,7 @@ def make_list(group: DictConfig | None, name: str, kind: type) -> list[Any]:
         ValueError: a node is not what the group is for.
     """
     made = []
-    for key, node in (group or {}).items():
+    for key, node in ((str(key), node) for key, node in (group or {}).items()):
         if node is None:
             continue
         if not OmegaConf.is_config(node) or "_target_" not in node:
@@ -138,7 +138,8 @@ def accelerator(name: str) -> str:
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """The checkpoint with the best monitored metric; None where there is none."""
-    monitored = [callback for callback in trainer.checkpoint_callbacks if callback.monitor]
+    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    monitored = [callback for callback in savers if callback.monitor]
     path = monitored[0].best_model_path if monitored else ""
     if not path or is_complete(path):
         return path or None
