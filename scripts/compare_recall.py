@@ -25,12 +25,15 @@ def main() -> None:
     asked = parser.parse_args()
 
     with errors.one_line():
-        from litmegalodon.sweeps.compared import find, grouped
+        from litmegalodon.sweeps.compared import differences, find, grouped
         from litmegalodon.sweeps.recalled import draw, recalled, write_csv
 
         if asked.out.suffix != ".png":
             raise ValueError(f"--out={asked.out}: must end in .png")
-        rows = recalled(grouped(find(asked.runs), ["seed"]))
+        runs = find(asked.runs)
+        # What they were asked, their tables tell.
+        asides = [name for name in differences(runs) if name.startswith("callbacks.")]
+        rows = recalled(grouped(runs, ["seed", *asides]))
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         draw(asked.out, rows, asked.chunk)
         write_csv(asked.out.with_suffix(".csv"), rows)
