@@ -45,12 +45,14 @@ def soak(seconds: float, seed: int, steps: int, folder: Path) -> tuple[tally.Tal
     while not number or time.monotonic() < calm_at:
         kind = list(rounds.KINDS)[number % len(rounds.KINDS)]
         if kind not in wanted:
+            began = time.monotonic()
             run = folder / f"undisturbed-{kind.replace(' ', '-')}"
             life = ranks.Life(rounds.arguments(kind, steps, text, run), temporary)
             if not life.end() or any(life.codes):
                 raise RuntimeError(f"the undisturbed run ended with {life.codes}\n{life.said()}")
             wanted[kind] = rounds.measured(run)
             assert list(wanted[kind]) == list(range(1, steps + 1)), list(wanted[kind])
+            calm_at += time.monotonic() - began
         run = disk.folder / "run"
         one = rounds.Round(
             kind,

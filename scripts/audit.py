@@ -3,10 +3,12 @@
     python scripts/audit.py
 
 Asks pip whether they suit each other, compares them with requirements.lock, and asks pip-audit,
-which needs the network, for published vulnerabilities. Exit code 1 where something is wrong.
+which needs the network, for published vulnerabilities; torch, which stands outside the lock file,
+is not among them. Exit code 1 where something is wrong or could not be asked.
 """
 
 import importlib.metadata as installed
+import json
 import re
 import shutil
 import subprocess
@@ -36,19 +38,34 @@ def differing(lock: str) -> list[str]:
 
 
 def vulnerabilities(lock: Path) -> tuple[int, str]:
-    """pip-audit's exit code and words on a lock file: 0 none, 1 some, 2 it could not be asked."""
+    """What pip-audit finds in a lock file: 0 and words if nothing, 1 if something, 2 if it could
+    not ask about every package.
+    """
     tool = shutil.which("pip-audit") or shutil.which(str(Path(sys.executable).parent / "pip-audit"))
     if tool is None:
         return 2, "pip-audit is not installed; install it where you like: pipx install pip-audit"
-    done = subprocess.run(
-        [tool, "--requirement", str(lock), "--require-hashes", "--disable-pip"],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode and not done.stdout.strip():
+    command = [tool, "--requirement", str(lock), "--require-hashes", "--disable-pip"]
+    # It exits with 0 where it had to skip packages, even all of them; only JSON tells them apart.
+    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True)
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except (ValueError, KeyError, TypeError):
         said = (done.stderr.strip().splitlines() or ["no word"])[-1]
         return 2, f"pip-audit could not ask, is there a network? ({said[:200]})"
-    return done.returncode, done.stdout.strip() or "pip-audit: no known vulnerabilities"
+    holes = [
+        f"{package['name']} {package['version']}: {hole['id']}, "
+        + (f"mended in {', '.join(hole['fix_versions'])}" if hole["fix_versions"] else "not mended")
+        for package in packages
+        for hole in package.get("vulns", [])
+    ]
+    skipped = [package for package in packages if "skip_reason" in package]
+    asked = f"asked about {len(packages) - len(skipped)} of {len(packages)} packages"
+    said = [*holes, f"pip-audit {asked}; known vulnerabilities in them: {len(holes)}"]
+    if skipped:
+        names = ", ".join(package["name"] for package in skipped[:5])
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        said.append(f"pip-audit left out {names}{more}: {skipped[0]['skip_reason'][:200]}")
+    return 1 if holes else 2 if skipped else 0, "\n".join(said)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The lock file pins everything but torch, with hashes; make audit says what differs."""
 
+import json
 import re
 import shutil
 import sys
@@ -73,22 +74,42 @@ def test_versions_that_differ_are_named():
     assert other[1] == "no-such-package is missing, not ==2"
 
 
+SOUND = {"name": "rich", "version": "15.0.0", "vulns": []}
+HOLE = {"id": "PYSEC-1", "fix_versions": ["2"], "aliases": [], "description": "long"}
+HURT = {"name": "aiohttp", "version": "1", "vulns": [HOLE]}
+UNKNOWN = {"name": "yarl", "skip_reason": "Dependency not found on PyPI: yarl (1)"}
+
+
+def saying(*packages):
+    """What prints a report of pip-audit's."""
+    return f"echo '{json.dumps({'dependencies': packages, 'fixes': []})}'"
+
+
 @pytest.mark.parametrize(
     ("tool", "code", "says"),
     [
-        ("echo 'No known vulnerabilities found'", 0, "No known vulnerabilities found"),
-        ("echo 'aiohttp 1 PYSEC-1'; exit 1", 1, "aiohttp 1 PYSEC-1"),
-        ("echo 'Traceback' >&2; echo 'ConnectionError: no route' >&2; exit 1", 2, "no route"),
+        (saying(SOUND), 0, ["pip-audit asked about 1 of 1 packages; known vulnerabilities in"]),
+        (saying(SOUND, HURT) + "; exit 1", 1, ["aiohttp 1: PYSEC-1, mended in 2", "them: 1"]),
+        # It calls that well, with exit code 0.
+        (
+            saying(*7 * [UNKNOWN]),
+            2,
+            ["about 0 of 7", "left out yarl, .* and 2 more: Dependency not"],
+        ),
+        ("echo Traceback >&2; echo 'ConnectionError: no route' >&2; exit 1", 2, [".*no route"]),
+        ("echo killed; exit 1", 2, ["pip-audit could not ask"]),
     ],
+    ids=("sound", "a hole", "not asked", "no network", "no report"),
 )
-def test_vulnerabilities_are_told_and_a_network_that_is_not_there_is_one_sentence(
+def test_vulnerabilities_and_what_was_not_asked_about_are_told_in_a_line_each(
     tool, code, says, tmp_path, monkeypatch
 ):
     fake_python(tmp_path / "pip-audit", tool)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     found, said = audit.vulnerabilities(ROOT / "requirements.lock")
-    assert (found, "\n" in said) == (code, False)
-    assert says in said
+    assert (found, len(said.splitlines())) == (code, len(says))
+    for line, wanted in zip(said.splitlines(), says, strict=True):
+        assert re.search(wanted, line)
 
 
 def test_setup_installs_from_it_with_hashes(tmp_path):
