@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 from soaking import ranks, rounds, tally
@@ -26,10 +27,8 @@ from soaking.storage import SmallDisk
 ROOT = Path(__file__).parents[1]
 
 
-def soak(seconds: float, seed: int, steps: int, folder: Path) -> tuple[tally.Tally, str]:
-    """Rounds until the time is over, the last one without new faults to its end; and by what means
-    the disk was filled.
-    """
+def soak(seconds: float, seed: int, steps: int, folder: Path, disk: SmallDisk) -> tally.Tally:
+    """Rounds until the time is over, the last one without new faults to its end."""
     counts = tally.Tally()
     temporary, text = folder / "temporary", folder / "text"
     temporary.mkdir()
@@ -37,7 +36,6 @@ def soak(seconds: float, seed: int, steps: int, folder: Path) -> tuple[tally.Tal
     shutil.copytree(
         ROOT / "src" / "litmegalodon", text, ignore=shutil.ignore_patterns("__pycache__")
     )
-    disk = SmallDisk(folder / "disk")
     shared = set(Path("/dev/shm").iterdir())
     wanted = {}
     calm_at = time.monotonic() + seconds
@@ -74,11 +72,10 @@ def soak(seconds: float, seed: int, steps: int, folder: Path) -> tuple[tally.Tal
         shutil.rmtree(run)
         number += 1
         print(f"round {number}, {kind}: {counts.starts} starts, {counts.kills} kills", flush=True)
-    disk.close()
     counts.left += ranks.left_behind()
     counts.left += [str(path) for path in temporary.iterdir()]
     counts.left += [str(path) for path in set(Path("/dev/shm").iterdir()) - shared]
-    return counts, disk.means
+    return counts
 
 
 def main() -> int:
@@ -93,16 +90,19 @@ def main() -> int:
     os.environ.pop("LOCAL_RANK", None)
     ranks.adopt_orphans()
     ranks.import_what_forks_need()
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        counts, means = soak(options.seconds, options.seed, options.steps, Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as name,
+        closing(SmallDisk(Path(name) / "disk")) as disk,
+    ):
+        counts = soak(options.seconds, options.seed, options.steps, Path(name), disk)
     print(counts.table())
-    print(f"the disk was filled by {means}")
+    print(f"the disk was filled by {disk.means}")
     for what in (*counts.odd, *(f"left behind: {name}" for name in counts.left)):
         print(f"\n{what}", file=sys.stderr)
     if options.keep or options.seconds >= 600:
         from measure import RESULTS, machine
 
-        settings = {"machine": machine(), "disk": means, **vars(options)}
+        settings = {"machine": machine(), "disk": disk.means, **vars(options)}
         kept = tally.keep(RESULTS / "soak.json", settings | counts.as_json())
         print(f"in all runs kept: {kept['all']['kills']} kills")
     return int(bool(counts.lost or counts.left or counts.odd))

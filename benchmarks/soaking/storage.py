@@ -1,6 +1,7 @@
 """Storage that fails: a disk that fills up, and checkpoints that lose bytes."""
 
 import ctypes
+import errno
 import os
 import random
 import resource
@@ -38,11 +39,24 @@ class SmallDisk:
     def fill(self, left: int, pids: list[int]) -> None:
         """Leave so many bytes, or let those processes' files grow to so many."""
         if self.means == "tmpfs":
-            free = os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize
-            with open(self._ballast, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, free - left))
+            self._take_all_but(left)
         else:
             _limit(left, pids)
+
+    def _take_all_but(self, left: int) -> None:
+        with open(self._ballast, "wb") as file:
+            while (free := self._free()) > left:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, free - left)
+                    return
+                except OSError as error:
+                    # A run has taken some of it meanwhile.
+                    if error.errno != errno.ENOSPC:
+                        raise
+
+    def _free(self) -> int:
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize
 
     def close(self) -> None:
         """Take the disk away with what is on it."""
