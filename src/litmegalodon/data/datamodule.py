@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
@@ -20,7 +20,7 @@ from litmegalodon.data.batches import TrainBatches, ValBatches
 from litmegalodon.data.corpus import HeldOut, Opening, Part
 from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
-from litmegalodon.data.packing import PackedRows, check_cutting
+from litmegalodon.data.packing import PackedRows, Rows, check_cutting
 from litmegalodon.data.question_rows import QuestionRows
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
@@ -100,8 +100,8 @@ class TextDataModule(LightningDataModule):
         self._parts: list[Part] | None = None
         self._held_out: HeldOut | None = None
         # Rows in any order; no rows of training where there are slots.
-        self._train: list[PackedRows | QuestionRows] = []
-        self._val: list[PackedRows | QuestionRows] = []
+        self._train: list[Rows] = []
+        self._val: list[Rows] = []
 
     @property
     def cursor(self) -> int:
@@ -309,7 +309,7 @@ class TextDataModule(LightningDataModule):
     def _is_fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
-    def _rows(self, store: Any, setting: str) -> PackedRows | QuestionRows:
+    def _rows(self, store: Any, setting: str) -> Rows:
         seq_len, eos_id = getattr(self, setting), self.tokenizer.eos_id
         if self.cutting == "questions":
             return QuestionRows(store, seq_len, eos_id, setting)
@@ -386,6 +386,11 @@ class TextDataModule(LightningDataModule):
             )
 
 
+def data_of(trainer: Trainer) -> TextDataModule | None:
+    """What a trainer reads; Lightning does not declare it."""
+    return getattr(trainer, "datamodule", None)
+
+
 def _streamed(parts: list[Part]) -> bool:
     return any(part.store is None for part in parts)
 
@@ -397,7 +402,7 @@ def _counts(stores: list[Any]) -> dict[str, int]:
     }
 
 
-def _row_counts(rows: Sequence[PackedRows | QuestionRows]) -> dict[str, int | float]:
+def _row_counts(rows: Sequence[Rows]) -> dict[str, int | float]:
     count = sum(map(len, rows))
     real = sum(part.filled for part in rows)
     return {"rows": count, "utilisation": real / max(1, sum(len(p) * p.seq_len for p in rows))}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -32,6 +32,7 @@ from litmegalodon.checkpoints.files import (
     refuse_damaged,
 )
 from litmegalodon.checkpoints.manifest import damaged_file
+from litmegalodon.data.datamodule import data_of
 from litmegalodon.models.span import Span
 from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
@@ -289,10 +290,15 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         return candidate
 
 
+def strategy_of(trainer: Trainer) -> ChunkParallelStrategy:
+    """The strategy of a run of this project, which has no other."""
+    return cast(ChunkParallelStrategy, trainer.strategy)
+
+
 def row_lengths(trainer: Trainer) -> dict[str, int]:
     """Tokens in the rows that the trainer reads, by the setting of the data that says so."""
     names = ("seq_len", "val_seq_len")
     if trainer.state.fn != TrainerFn.FITTING:
         names = names[1:]
-    data = trainer.datamodule
+    data = data_of(trainer)
     return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
