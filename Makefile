@@ -1,6 +1,6 @@
 # `make` alone prints the targets. Every target installs first if .venv is missing or pyproject.toml changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor lock audit train eval generate plan data board sweep agent bench kernels test test-slow test-all lint format docs clean
+.PHONY: help setup doctor lock audit train eval generate plan data board sweep agent bench soak kernels test test-slow test-all lint format docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -88,6 +88,9 @@ agent: $(STAMP) ## Work on a sweep: ID=<what make sweep printed>; start as many 
 
 bench: $(STAMP) ## Time a training step and the operators on the CPU; ARGS="--only memory"
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+soak: $(STAMP) ## Ten minutes of kills, signals, a full disk, damage and NaN; ARGS="--seed 2"
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 kernels: $(STAMP) ## Compile the GPU kernels without a GPU: registers, bytes, rooflines
 	$(BIN)/python benchmarks/kernels.py $(ARGS)

@@ -1,6 +1,7 @@
 """`metrics.csv`: nothing is lost, repeated or rounded, wherever a run is killed."""
 
 import csv
+import errno
 import math
 import tempfile
 from pathlib import Path
@@ -86,6 +87,38 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     file.begin(1)
     file.record(2, {"tokens": 128.0, "train/loss": 5.25})
     assert [row["train/loss"] for row in rows(path)] == ["5.5", "5.25"]
+
+
+def test_a_row_that_the_disk_takes_in_parts_is_written_whole_or_the_file_is_named(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.record(1, {"train/loss": 5.5})
+    whole = file._file
+
+    class Filling:
+        """Takes three bytes at a time, and so many in all."""
+
+        room = 4
+
+        def __getattr__(self, name):
+            return getattr(whole, name)
+
+        def write(self, line):
+            part = line[: min(3, self.room)]
+            if not part:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.room -= len(part)
+            return whole.write(part)
+
+    file._file = Filling()
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.csv'"):
+        file.record(2, {"train/loss": 5.25})
+    # The next start drops the part and goes on.
+    again = MetricsFile(file.path)
+    again.begin(1)
+    again._file, whole = Filling(), again._file
+    Filling.room = 100
+    again.record(2, {"train/loss": 5.25})
+    assert [row["train/loss"] for row in rows(file.path)] == ["5.5", "5.25"]
 
 
 def test_values_that_are_no_numbers_survive(tmp_path):

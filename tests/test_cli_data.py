@@ -1,5 +1,6 @@
 """Runs on a user's own text, from the command to the report, and what is said of bad text."""
 
+import errno
 import json
 import subprocess
 
@@ -79,3 +80,7 @@ def test_what_workers_and_peers_raise_is_told_in_one_sentence():
         assert is_users(RuntimeError(text))
         assert explain(RuntimeError(text)).startswith(told)
     assert not is_users(RuntimeError("a bug"))
+    for error in (OSError(errno.ENOSPC, "No space left"), OSError(errno.EFBIG, "Too large", "a")):
+        told = explain(error)
+        assert told.startswith(error.filename or "a file of the run's folder (paths.output_dir)")
+        assert told.partition("be written: ")[2].startswith(f"{error.strerror}; make room")

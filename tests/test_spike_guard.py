@@ -13,7 +13,7 @@ import torch
 
 from callbacks_helpers import Killed
 from guard_helpers import ROWS, Poison, rows, trained, weights
-from litmegalodon.checkpoints.manifest import damage
+from litmegalodon.checkpoints.manifest import MANIFEST, damage
 from litmegalodon.parallel import ChunkParallelStrategy, checkpoint_writing
 from litmegalodon.training.callbacks import SpikeGuard
 from litmegalodon.training.callbacks.spike_guard import Spikes
@@ -238,3 +238,16 @@ def test_processes_decide_alike_where_only_one_meets_a_bad_batch(tmp_path):
     # Only the process whose loss it was writes its rows down.
     names = sorted(path.name for path in (run / "bad_batches").iterdir())
     assert names == [f"step={step:06d}-rank=1.json" for step in (3, 7, 8, 9)]
+
+
+def test_where_the_newest_has_lost_its_manifest_and_bytes_the_run_goes_on_from_the_one_before(
+    tmp_path, caplog
+):
+    run = trained(tmp_path, "trainer.max_steps=6", "checkpoint_every=2")
+    newest = run / "checkpoints" / "last-step=000006.ckpt"
+    (newest / MANIFEST).unlink()
+    (newest / "meta.pt").write_bytes((newest / "meta.pt").read_bytes()[:100])
+    trained(tmp_path, "trainer.max_steps=6", "checkpoint_every=2", "ckpt_path=auto")
+    said = "last-step=000006.ckpt is damaged: manifest.json is missing; training goes on from"
+    assert said in caplog.text
+    assert damage(newest) is None and (newest / MANIFEST).is_file()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from litmegalodon.evaluation.metrics import TokenLoss, bits_per_byte
 from litmegalodon.models import Megalodon, MegalodonConfig
-from litmegalodon.training.metrics import TokenLoss, bits_per_byte
 from litmegalodon.training.optimizer import adamw
 from litmegalodon.training.schedule import ratio, warmup_schedule
 

@@ -6,18 +6,19 @@ which a rank has its share (`slots`). What resumes a run is the index of the fir
 trained and, for slots, the place of each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from litmegalodon.data.batches import TrainBatches, ValBatches
 from litmegalodon.data.corpus import HeldOut, Opening, Part
+from litmegalodon.data.counts import counts_of, row_counts_of
 from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
 from litmegalodon.data.packing import PackedRows, Rows, check_cutting
@@ -145,7 +146,8 @@ class TextDataModule(LightningDataModule):
         With `trainer.overfit_batches` every pass begins at sample 0, so that it sees the same ones.
         """
         self.setup()
-        rank, world = self._data_rank()
+        assert self._parts is not None
+        parts, (rank, world) = self._parts, self._data_rank()
         overfit = getattr(self.trainer, "overfit_batches", 0)
         position = Position() if overfit else self._position
         if not self._train:
@@ -154,10 +156,10 @@ class TextDataModule(LightningDataModule):
                     f"trainer.overfit_batches={overfit}: lanes carry their state from batch to"
                     " batch and cannot begin again; set data.cutting=packed"
                 )
-            align = self.chunk_size if self.carries_state and self.reset_documents else 1
+            align = (self.carries_state and self.reset_documents and self.chunk_size) or 1
             cut = Cut(self.seq_len, self.tokenizer.eos_id, self.reset_documents, align)
             readers = [self._reader(slot) for slot in self._slots()]
-            fewest = min((len(part.shards) for part in self._parts if part.shards), default=None)
+            fewest = min((len(part.shards) for part in parts if part.shards), default=None)
             if fewest is not None and fewest < self.batch_size:
                 rank_zero_info(
                     f"data.streaming=true: {fewest} shards for data.batch_size={self.batch_size}"
@@ -173,7 +175,7 @@ class TextDataModule(LightningDataModule):
             return SlotLoader(batches, self.num_workers)
         stream = TrainBatches(
             rows=self._train,
-            weights=tuple(part.weight for part in self._parts),
+            weights=tuple(part.weight for part in parts),
             position=position,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -201,10 +203,10 @@ class TextDataModule(LightningDataModule):
         `max_tokens` at most; each process reads some of its own, also where several share their
         rows otherwise.
         """
-        self.setup("validate")
-        trainer, stores = self.trainer, self._held_out.stores
+        trainer, stores = self.trainer, self._read_held_out().stores
 
         def rank() -> tuple[int, int]:
+            assert trainer is not None
             return trainer.global_rank, trainer.world_size
 
         if joined is None:
@@ -272,14 +274,14 @@ class TextDataModule(LightningDataModule):
         tokens}`, and for rows in any order `train_{rows,utilisation}`; for streams `train_shards`
         and, about, `train_bytes` only, None where that is unknown.
         """
-        self.setup("validate")
-        counts: dict[str, Any] = {"val": _counts(self._held_out.stores) | _row_counts(self._val)}
+        stores = self._read_held_out().stores
+        counts: dict[str, Any] = {"val": counts_of(stores) | row_counts_of(self._val)}
         if self._parts is not None and _streamed(self._parts):
             shards = sum(len(part.shards) for part in self._parts)
             counts["train"] = {"shards": shards, "bytes": self.source.num_bytes}
         elif self._parts is not None:
-            counts["train"] = _counts([part.store for part in self._parts])
-            counts["train"] |= _row_counts(self._train) if self._train else {}
+            counts["train"] = counts_of([part.store for part in self._parts])
+            counts["train"] |= row_counts_of(self._train) if self._train else {}
         named = {f"{split}_{k}": v for split, found in counts.items() for k, v in found.items()}
         left_out = {f"left_out_{name}": count for name, count in self.source.left_out.items()}
         identity = {"fingerprint": self.source.fingerprint, "tokenizer": self.tokenizer.fingerprint}
@@ -288,8 +290,7 @@ class TextDataModule(LightningDataModule):
     @property
     def val_bytes(self) -> int:
         """Bytes of the held-out documents: what bits per byte are counted over."""
-        self.setup("validate")
-        return sum(store.num_bytes for store in self._held_out.stores)
+        return sum(store.num_bytes for store in self._read_held_out().stores)
 
     @property
     def val_targets(self) -> int:
@@ -303,8 +304,12 @@ class TextDataModule(LightningDataModule):
 
     def validation_documents(self) -> list[Document]:
         """The held-out documents, in order."""
+        return self._read_held_out().documents
+
+    def _read_held_out(self) -> HeldOut:
         self.setup("validate")
-        return self._held_out.documents
+        assert self._held_out is not None
+        return self._held_out
 
     def _is_fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
@@ -322,16 +327,17 @@ class TextDataModule(LightningDataModule):
         return list(range(rank * share, (rank + 1) * share))
 
     def _reader(self, slot: int) -> Reader:
-        readers = [self._part_reader(part, slot) for part in self._parts]
+        parts = self._parts or []
+        readers = [self._part_reader(part, slot) for part in parts]
         if len(readers) == 1:
             return readers[0]
-        return MixtureReader(readers, [part.weight for part in self._parts])
+        return MixtureReader(readers, [part.weight for part in parts])
 
     def _part_reader(self, part: Part, slot: int) -> Reader:
-        order = {"slot": slot, "slots": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
+        slots, order = (slot, self.batch_size), (self.seed, self.shuffle)
         if part.store is not None:
-            return StoreReader(part.store, **order)
-        return ShardReader(part.shards, self.tokenizer, on_error=self.on_error, **order)
+            return StoreReader(part.store, *slots, *order)
+        return ShardReader(part.shards, self.tokenizer, *slots, *order, self.on_error)
 
     def _all_places(self) -> list[list[int]] | None:
         """The places of all slots, gathered from the ranks."""
@@ -340,6 +346,7 @@ class TextDataModule(LightningDataModule):
             return None
         if self._data_rank()[1] == 1:
             return places.tolist()
+        assert self.trainer is not None
         strategy = self.trainer.strategy
         mine = np.concatenate([np.array(self._slots())[:, None], places], axis=1)
         # [ranks, b, 1 + w]; ranks that read the same rows say the same.
@@ -359,9 +366,7 @@ class TextDataModule(LightningDataModule):
             "streaming": self.streaming,
         }
         self.setup()
-        if not self._train:
-            identity |= {"batch_size": self.batch_size}
-        return identity
+        return identity if self._train else identity | {"batch_size": self.batch_size}
 
     def _data_rank(self) -> tuple[int, int]:
         """This process' rank among the data-parallel ones and their number, 0 and 1 if alone."""
@@ -386,26 +391,8 @@ class TextDataModule(LightningDataModule):
             )
 
 
-def data_of(trainer: Trainer) -> TextDataModule | None:
-    """What a trainer reads; Lightning does not declare it."""
-    return getattr(trainer, "datamodule", None)
-
-
 def _streamed(parts: list[Part]) -> bool:
     return any(part.store is None for part in parts)
-
-
-def _counts(stores: list[Any]) -> dict[str, int]:
-    return {
-        name: sum(getattr(store, f"num_{name}") for store in stores)
-        for name in ("documents", "bytes", "tokens")
-    }
-
-
-def _row_counts(rows: Sequence[Rows]) -> dict[str, int | float]:
-    count = sum(map(len, rows))
-    real = sum(part.filled for part in rows)
-    return {"rows": count, "utilisation": real / max(1, sum(len(p) * p.seq_len for p in rows))}
 
 
 def _whole(name: str, value: int, minimum: int) -> int:

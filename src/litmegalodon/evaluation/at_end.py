@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from litmegalodon.data.datamodule import data_of
+from litmegalodon.data.attached import data_of
 from litmegalodon.models.language_model import network_of
 from litmegalodon.utils.printing import say, short_path
 

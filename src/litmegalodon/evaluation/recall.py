@@ -19,6 +19,7 @@ from litmegalodon.data.store import IGNORED
 from litmegalodon.data.synthetic import question
 from litmegalodon.data.tokenizer import Tokenizer
 from litmegalodon.evaluation.drawing import draw_recall
+from litmegalodon.evaluation.metrics import Answers
 from litmegalodon.evaluation.question_batches import (
     NAMES,
     QuestionBatches,
@@ -27,7 +28,6 @@ from litmegalodon.evaluation.question_batches import (
 )
 from litmegalodon.evaluation.ranges import check_whole
 from litmegalodon.models import Megalodon
-from litmegalodon.training.metrics import Answers
 
 COLUMNS = (
     *("task", "length", "distance", "asked", "accuracy", "standard_error", "chance"),

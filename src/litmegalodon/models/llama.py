@@ -74,6 +74,7 @@ class Llama(LanguageModel):
     Parameters have transformers' names below `layers.i`.
     """
 
+    config: LlamaConfig
     streams = False
 
     def __init__(self, config: LlamaConfig):

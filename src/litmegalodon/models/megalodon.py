@@ -90,6 +90,7 @@ class Megalodon(LanguageModel):
             config.
     """
 
+    config: MegalodonConfig
     streams = True
 
     def __init__(self, config: MegalodonConfig, impl: str = "auto"):
@@ -108,6 +109,11 @@ class Megalodon(LanguageModel):
             self.output.output.weight = self.embed.weight
         if not self.embed.weight.is_meta:
             self.initialise(int(torch.randint(2**62, ())))
+
+    def fresh_state(self, position: int = 0) -> MegalodonState:
+        """The memory of one row that has read nothing, in the parameters' precision."""
+        like = self.embed.weight
+        return MegalodonState.fresh(self.config, 1, position, like.dtype, like.device)
 
     def initialise(self, seed: int) -> None:
         """Fill every parameter; the same seed gives the same weights on any device or sharding."""

@@ -31,8 +31,8 @@ from litmegalodon.checkpoints.files import (
     read_state,
     refuse_damaged,
 )
-from litmegalodon.checkpoints.manifest import damaged_file
-from litmegalodon.data.datamodule import data_of
+from litmegalodon.checkpoints.manifest import MANIFEST, damaged_file
+from litmegalodon.data.attached import data_of
 from litmegalodon.models.span import Span
 from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
@@ -236,7 +236,8 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         self.writer.changed()
         path = Path(self.broadcast(checkpoint_path))
         check = self.lightning_module.check_checkpoint
-        if not is_complete(path) or damaged_file(path, META) is None:
+        verified = not self.may_be_older or (path / MANIFEST).is_file()
+        if not is_complete(path) or (verified and damaged_file(path, META) is None):
             # Before all is read: it may not suit.
             check(read_meta(path, f"ckpt_path={path}"), path)
         path = self._undamaged(path)
@@ -278,6 +279,8 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         setting, found = f"ckpt_path={path}", []
         for candidate in (path, *others):
             wrong = self.damage(candidate)
+            if self.may_be_older and wrong is None:
+                wrong = _lost_manifest(candidate, others)
             if wrong is None:
                 break
             found.append(f"{candidate} is damaged: {wrong}")
@@ -293,6 +296,13 @@ class ChunkParallelStrategy(ModelParallelStrategy):
 def strategy_of(trainer: Trainer) -> ChunkParallelStrategy:
     """The strategy of a run of this project, which has no other."""
     return cast(ChunkParallelStrategy, trainer.strategy)
+
+
+def _lost_manifest(path: Path, others: list[Path]) -> str | None:
+    """What is wrong with a checkpoint that can't be verified where others beside it can."""
+    if (path / MANIFEST).is_file() or not any((other / MANIFEST).is_file() for other in others):
+        return None
+    return f"{MANIFEST} is missing"
 
 
 def row_lengths(trainer: Trainer) -> dict[str, int]:

@@ -58,7 +58,7 @@ class Run:
             figures[f"train/loss, last {LAST:.0%}"] = mean(
                 losses[-max(1, int(LAST * len(losses))) :]
             )
-        for name in ("val/loss", "val/bpb", "test/bpb"):
+        for name in ("val/loss", "val/bpb", "val/accuracy", "test/bpb"):
             if name in last:
                 figures[name] = last[name]
         measured = [row["val/bpb"] for row in self.rows if "val/bpb" in row]

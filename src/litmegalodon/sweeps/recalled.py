@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,6 +13,8 @@ from litmegalodon.sweeps.compared import Group
 from litmegalodon.utils.printing import short_path
 
 TABLE = "recall.csv"
+# Of lengths.
+MARKERS = "o^sD"
 
 
 @dataclass(frozen=True)
@@ -68,38 +71,37 @@ def write_csv(path: Path, rows: Sequence[Found]) -> None:
 
 
 def draw(path: Path, rows: Sequence[Found], chunk: int) -> None:
-    """Accuracy against distance, a panel a task, a curve a group and length; guessing dotted.
+    """Accuracy against distance, a panel a task, a curve a group and length; guessing in grey.
 
     The dashed line stands where a distance is a chunk.
     """
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    figure = Figure(figsize=(1 + 4.6 * len(tasks), 4), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    tasks, groups = (list(dict.fromkeys(getattr(r, n) for r in rows)) for n in ("task", "group"))
+    lengths = sorted({row.length for row in rows})
+    figure = Figure(figsize=(2.6 + 3.9 * len(tasks), 4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True, sharex=True)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        curves: dict[tuple[str, int], list[Found]] = {}
-        for row in rows:
-            if row.task == task:
-                curves.setdefault((row.group, row.length), []).append(row)
-        lengths = {length for _, length in curves}
-        for (group, length), points in curves.items():
-            label = group if len(lengths) == 1 else f"{group}, {length} bytes"
-            at, right = [p.distance for p in points], [p.accuracy for p in points]
-            line = axes.errorbar(
-                at, right, [p.spread for p in points], marker="o", ms=4, label=label
-            )
-            axes.plot(at, [p.token_accuracy for p in points], ":", color=line[0].get_color())
-        points = next(iter(curves.values()))
-        axes.plot(
-            [p.distance for p in points], [p.chance for p in points], color="0.6", label="guess"
-        )
+        for (i, group), (j, length) in product(enumerate(groups), enumerate(lengths)):
+            points = [r for r in rows if (r.task, r.group, r.length) == (task, group, length)]
+            at, spread = [p.distance for p in points], [p.spread for p in points]
+            style = {"color": f"C{i}", "marker": MARKERS[j % len(MARKERS)], "ms": 5, "lw": 1.1}
+            # Where curves lie on each other all are seen.
+            style |= {"alpha": 0.8, "mfc": f"C{i}" if i == 0 else "white"}
+            label = f"{group}, {length} bytes"
+            axes.errorbar(at, [p.accuracy for p in points], spread, label=label, **style)
+            axes.plot(at, [p.token_accuracy for p in points], ":", color=f"C{i}", lw=0.9)
+            if i == 0:
+                axes.plot(at, [p.chance for p in points], color="0.6", lw=0.9)
         axes.axvline(chunk, color="crimson", linestyle="--", linewidth=1.2, label="a chunk")
-        axes.set_xscale("log", base=2)
         axes.set_title(task)
-        axes.set_xlabel("distance to what is asked for, bytes")
+        axes.set_xlabel("distance, bytes")
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("right answers (dotted: right bytes)")
-    panels[0].legend(frameon=False)
+    distances = sorted({row.distance for row in rows})
+    panels[0].set_xscale("log", base=2)
+    panels[0].set_xticks(distances, [str(d) for d in distances])
+    panels[0].set_ylabel("right answers (dotted: right bytes, grey: guessing)", fontsize=9)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path)
 
 

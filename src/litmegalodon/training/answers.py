@@ -6,8 +6,8 @@ from torch.nn.functional import cross_entropy
 
 from litmegalodon.data.slots import Batch
 from litmegalodon.data.store import IGNORED
+from litmegalodon.evaluation.metrics import Answers
 from litmegalodon.parallel.strategy import strategy_of
-from litmegalodon.training.metrics import Answers
 from litmegalodon.training.module import MegalodonModule
 
 

@@ -70,7 +70,7 @@ class MetricsFile:
         elif row != self._row:
             self._row_start = self._row_start if same_row else self._file.seek(0, os.SEEK_END)
             self._file.seek(self._row_start)
-            self._file.write(_line(self.columns, row))
+            self._write(_line(self.columns, row))
             self._file.truncate()
             self._row = row
 
@@ -79,6 +79,15 @@ class MetricsFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _write(self, line: bytes) -> None:
+        # A disk that becomes full takes a part and says so only when it is given the rest.
+        while line:
+            try:
+                line = line[self._file.write(line) :]
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
 
     def _rewrite(self, columns: list[str], rows: list[Row]) -> None:
         # A new file that takes the old one's place in one move: a kill leaves either of them, never

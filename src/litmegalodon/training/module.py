@@ -26,11 +26,11 @@ from litmegalodon.checkpoints.files import (
 from litmegalodon.checkpoints.manifest import damage
 from litmegalodon.data.packing import check_cutting
 from litmegalodon.data.slots import Batch
+from litmegalodon.evaluation.metrics import TokenLoss, bits_per_byte
 from litmegalodon.models import ModelConfig
 from litmegalodon.models.language_model import LanguageModel
 from litmegalodon.parallel.parallelize import parallelize, shard_rows
 from litmegalodon.training.lanes import LaneMemory
-from litmegalodon.training.metrics import TokenLoss, bits_per_byte
 
 # What the network's tensors are named after in a checkpoint.
 MODEL = "model."

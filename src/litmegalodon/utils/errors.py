@@ -1,5 +1,6 @@
 """A user's mistake ends in one line on stderr and exit code 2; a bug ends in a traceback."""
 
+import errno
 import os
 import re
 import sys
@@ -30,6 +31,9 @@ FULL_KEY = re.compile(r"full_key: (?P<key>\S+)")
 IN_WORKER = re.compile(
     r"Caught \w+ in DataLoader worker.*\n(\w+\.)*\w+Error: (?P<text>.*)", re.DOTALL
 )
+
+# There is no room left: on the disk, in a quota, below a limit on a file's size.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Exit code after Ctrl-C, as shells have it.
 INTERRUPTED = 130
@@ -131,6 +135,13 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, RuntimeError) and PEER_GONE.search(str(error)):
         return "another process of this run has ended; what it says is the reason"
+    if isinstance(error, OSError) and error.errno in FULL:
+        # TensorBoard does not say which file.
+        where = error.filename or "a file of the run's folder (paths.output_dir)"
+        return (
+            f"{where} could not be written: {error.strerror}; make room and go on with"
+            " ckpt_path=last, the checkpoints are as they were"
+        )
     found = IN_WORKER.match(str(error))
     text = " ".join((found["text"] if found else str(error)).split())
     if isinstance(error, InstantiationException) and (found := NO_TARGET.search(text)):

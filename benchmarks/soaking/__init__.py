@@ -1,0 +1,1 @@
+"""What `make soak` consists of: a run's processes, the faults, the rounds they fall in, a tally."""
