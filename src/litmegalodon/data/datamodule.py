@@ -146,8 +146,7 @@ class TextDataModule(LightningDataModule):
         With `trainer.overfit_batches` every pass begins at sample 0, so that it sees the same ones.
         """
         self.setup()
-        assert self._parts is not None
-        parts, (rank, world) = self._parts, self._data_rank()
+        parts, (rank, world) = self._parts or [], self._data_rank()
         overfit = getattr(self.trainer, "overfit_batches", 0)
         position = Position() if overfit else self._position
         if not self._train:
