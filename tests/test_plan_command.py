@@ -13,6 +13,7 @@ from litmegalodon.planning.devices import DEVICES
 from litmegalodon.planning.report import report
 from litmegalodon.planning.settings import check_memory, check_plan, run_of
 from litmegalodon.runs.settings import check_batches, check_mesh, check_settings
+from plan import plan, take_fewest
 from runs import ENVIRONMENT, command, run
 
 GIB = 2**30
@@ -65,6 +66,23 @@ def test_what_the_processes_of_a_machine_need_together_counts(tmp_path, monkeypa
     assert float(eight[2]) == pytest.approx(need / 8, rel=0.05)
     many = ("trainer.devices=8", "trainer.num_nodes=32")
     check_memory(composed("experiment=7b", *many, folder=tmp_path))
+
+
+def test_a_plan_takes_the_fewest_gpus_that_share_a_row_where_none_are_named(tmp_path, capsys):
+    cfg = composed("experiment=7b", folder=tmp_path, name="plan")
+    take_fewest(cfg, ["experiment=7b"])
+    assert cfg.trainer.devices == 2
+    assert "trainer.devices=2: as many as share a row" in capsys.readouterr().out
+    assert check_mesh(cfg, 2).chunk == 2
+
+
+def test_a_plan_refuses_one_gpu_where_it_is_named_and_two_share_a_row(tmp_path, capsys):
+    typed = ["experiment=7b", "trainer.devices=1"]
+    cfg = composed(*typed, folder=tmp_path, name="plan")
+    take_fewest(cfg, typed)
+    assert cfg.trainer.devices == 1 and not capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"chunk_parallel_size=2.* do not make up 1 processes"):
+        plan(cfg)
 
 
 def test_memory_of_a_gpu_is_looked_at_where_there_is_one(tmp_path, monkeypatch):

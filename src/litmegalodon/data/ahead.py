@@ -6,7 +6,12 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-_END = object()
+
+class _End:
+    """What comes after the last item."""
+
+
+_END = _End()
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -20,7 +25,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
     with ThreadPoolExecutor(1, thread_name_prefix="data") as thread:
         coming = thread.submit(next, items, _END)
         try:
-            while (item := coming.result()) is not _END:
+            while not isinstance(item := coming.result(), _End):
                 coming = thread.submit(next, items, _END)
                 yield item
         finally:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from litmegalodon.data.mixture import part_at
 from litmegalodon.data.order import row_at
-from litmegalodon.data.packing import PackedRows, Row
+from litmegalodon.data.packing import Row, Rows
 from litmegalodon.data.slots import Batch, Position
 
 
@@ -23,7 +23,7 @@ class TrainBatches(IterableDataset):
     rows: of each part of a mixture, by `weights`; one part is the rule.
     """
 
-    rows: Sequence[PackedRows]
+    rows: Sequence[Rows]
     weights: tuple[float, ...]
     position: Position
     batch_size: int
@@ -47,7 +47,7 @@ class TrainBatches(IterableDataset):
             yield batch | {"padding": torch.tensor(padding)}
             first += workers * self.batch_size
 
-    def _row(self, sample: int) -> tuple[PackedRows, int]:
+    def _row(self, sample: int) -> tuple[Rows, int]:
         part, index = part_at(sample, self.weights)
         rows = self.rows[part]
         return rows, row_at(index, len(rows), self.seed, self.shuffle)[1]
@@ -57,7 +57,7 @@ class TrainBatches(IterableDataset):
 class ValBatches(Dataset):
     """One rank's rows in order, once; every rank has as many batches, of the same shape."""
 
-    rows: Sequence[PackedRows]
+    rows: Sequence[Rows]
     batch_size: int
     rank: int
     world: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from litmegalodon.data.documents import Document, LeftOut, Shard, Source
 from litmegalodon.data.mixture import parts_of
@@ -9,6 +10,20 @@ from litmegalodon.data.store import MemoryStore, OnError, TokenStore
 from litmegalodon.data.tokenizer import Tokenizer
 
 GIB = 2**30
+
+
+@runtime_checkable
+class Tokenised(Protocol):
+    """What a source also has whose documents are tokens already."""
+
+    def store(self, split: str) -> TokenStore:
+        """The tokens of `train` or `val`."""
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """ValueError if they are those of another tokenizer."""
+
+    def validation_documents(self, tokenizer: Tokenizer) -> list[Document]:
+        """The held-out documents as text."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Opening:
         """Read the held-out documents; ValueError where they hold no text or too much."""
         found = HeldOut()
         for part, _ in parts_of(source):
-            if hasattr(part, "store"):
+            if isinstance(part, Tokenised):
                 part.check_tokenizer(self.tokenizer)
                 store, documents = part.store("val"), part.validation_documents(self.tokenizer)
             else:
@@ -63,7 +78,7 @@ class Opening:
         """
         parts: list[Part] = []
         for part, weight in parts_of(source):
-            if hasattr(part, "store"):
+            if isinstance(part, Tokenised):
                 part.check_tokenizer(self.tokenizer)
                 parts.append(Part(weight, part.store("train")))
             elif streaming:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from litmegalodon.data.packing import PackedRows
-from litmegalodon.data.question_rows import QuestionRows
+from litmegalodon.data.packing import Rows
 
 
 def counts_of(stores: list[Any]) -> dict[str, int]:
@@ -15,7 +14,7 @@ def counts_of(stores: list[Any]) -> dict[str, int]:
     }
 
 
-def row_counts_of(rows: Sequence[PackedRows | QuestionRows]) -> dict[str, int | float]:
+def row_counts_of(rows: Sequence[Rows]) -> dict[str, int | float]:
     """Rows, and the part of their positions that holds tokens."""
     count = sum(map(len, rows))
     real = sum(part.filled for part in rows)

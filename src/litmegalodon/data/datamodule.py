@@ -21,7 +21,7 @@ from litmegalodon.data.corpus import HeldOut, Opening, Part
 from litmegalodon.data.counts import counts_of, row_counts_of
 from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
-from litmegalodon.data.packing import PackedRows, check_cutting
+from litmegalodon.data.packing import PackedRows, Rows, check_cutting
 from litmegalodon.data.question_rows import QuestionRows
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
@@ -101,8 +101,8 @@ class TextDataModule(LightningDataModule):
         self._parts: list[Part] | None = None
         self._held_out: HeldOut | None = None
         # Rows in any order; no rows of training where there are slots.
-        self._train: list[PackedRows | QuestionRows] = []
-        self._val: list[PackedRows | QuestionRows] = []
+        self._train: list[Rows] = []
+        self._val: list[Rows] = []
 
     @property
     def cursor(self) -> int:
@@ -146,7 +146,7 @@ class TextDataModule(LightningDataModule):
         With `trainer.overfit_batches` every pass begins at sample 0, so that it sees the same ones.
         """
         self.setup()
-        rank, world = self._data_rank()
+        parts, (rank, world) = self._parts or [], self._data_rank()
         overfit = getattr(self.trainer, "overfit_batches", 0)
         position = Position() if overfit else self._position
         if not self._train:
@@ -155,10 +155,10 @@ class TextDataModule(LightningDataModule):
                     f"trainer.overfit_batches={overfit}: lanes carry their state from batch to"
                     " batch and cannot begin again; set data.cutting=packed"
                 )
-            align = self.chunk_size if self.carries_state and self.reset_documents else 1
+            align = (self.carries_state and self.reset_documents and self.chunk_size) or 1
             cut = Cut(self.seq_len, self.tokenizer.eos_id, self.reset_documents, align)
             readers = [self._reader(slot) for slot in self._slots()]
-            fewest = min((len(part.shards) for part in self._parts if part.shards), default=None)
+            fewest = min((len(part.shards) for part in parts if part.shards), default=None)
             if fewest is not None and fewest < self.batch_size:
                 rank_zero_info(
                     f"data.streaming=true: {fewest} shards for data.batch_size={self.batch_size}"
@@ -174,7 +174,7 @@ class TextDataModule(LightningDataModule):
             return SlotLoader(batches, self.num_workers)
         stream = TrainBatches(
             rows=self._train,
-            weights=tuple(part.weight for part in self._parts),
+            weights=tuple(part.weight for part in parts),
             position=position,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -202,10 +202,10 @@ class TextDataModule(LightningDataModule):
         `max_tokens` at most; each process reads some of its own, also where several share their
         rows otherwise.
         """
-        self.setup("validate")
-        trainer, stores = self.trainer, self._held_out.stores
+        trainer, stores = self.trainer, self._read_held_out().stores
 
         def rank() -> tuple[int, int]:
+            assert trainer is not None
             return trainer.global_rank, trainer.world_size
 
         if joined is None:
@@ -273,10 +273,8 @@ class TextDataModule(LightningDataModule):
         tokens}`, and for rows in any order `train_{rows,utilisation}`; for streams `train_shards`
         and, about, `train_bytes` only, None where that is unknown.
         """
-        self.setup("validate")
-        counts: dict[str, Any] = {
-            "val": counts_of(self._held_out.stores) | row_counts_of(self._val)
-        }
+        stores = self._read_held_out().stores
+        counts: dict[str, Any] = {"val": counts_of(stores) | row_counts_of(self._val)}
         if self._parts is not None and _streamed(self._parts):
             shards = sum(len(part.shards) for part in self._parts)
             counts["train"] = {"shards": shards, "bytes": self.source.num_bytes}
@@ -291,8 +289,7 @@ class TextDataModule(LightningDataModule):
     @property
     def val_bytes(self) -> int:
         """Bytes of the held-out documents: what bits per byte are counted over."""
-        self.setup("validate")
-        return sum(store.num_bytes for store in self._held_out.stores)
+        return sum(store.num_bytes for store in self._read_held_out().stores)
 
     @property
     def val_targets(self) -> int:
@@ -306,13 +303,17 @@ class TextDataModule(LightningDataModule):
 
     def validation_documents(self) -> list[Document]:
         """The held-out documents, in order."""
+        return self._read_held_out().documents
+
+    def _read_held_out(self) -> HeldOut:
         self.setup("validate")
-        return self._held_out.documents
+        assert self._held_out is not None
+        return self._held_out
 
     def _is_fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
-    def _rows(self, store: Any, setting: str) -> PackedRows | QuestionRows:
+    def _rows(self, store: Any, setting: str) -> Rows:
         seq_len, eos_id = getattr(self, setting), self.tokenizer.eos_id
         if self.cutting == "questions":
             return QuestionRows(store, seq_len, eos_id, setting)
@@ -325,16 +326,17 @@ class TextDataModule(LightningDataModule):
         return list(range(rank * share, (rank + 1) * share))
 
     def _reader(self, slot: int) -> Reader:
-        readers = [self._part_reader(part, slot) for part in self._parts]
+        parts = self._parts or []
+        readers = [self._part_reader(part, slot) for part in parts]
         if len(readers) == 1:
             return readers[0]
-        return MixtureReader(readers, [part.weight for part in self._parts])
+        return MixtureReader(readers, [part.weight for part in parts])
 
     def _part_reader(self, part: Part, slot: int) -> Reader:
-        order = {"slot": slot, "slots": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
+        slots, order = (slot, self.batch_size), (self.seed, self.shuffle)
         if part.store is not None:
-            return StoreReader(part.store, **order)
-        return ShardReader(part.shards, self.tokenizer, on_error=self.on_error, **order)
+            return StoreReader(part.store, *slots, *order)
+        return ShardReader(part.shards, self.tokenizer, *slots, *order, self.on_error)
 
     def _all_places(self) -> list[list[int]] | None:
         """The places of all slots, gathered from the ranks."""
@@ -343,6 +345,7 @@ class TextDataModule(LightningDataModule):
             return None
         if self._data_rank()[1] == 1:
             return places.tolist()
+        assert self.trainer is not None
         strategy = self.trainer.strategy
         mine = np.concatenate([np.array(self._slots())[:, None], places], axis=1)
         # [ranks, b, 1 + w]; ranks that read the same rows say the same.
@@ -362,9 +365,7 @@ class TextDataModule(LightningDataModule):
             "streaming": self.streaming,
         }
         self.setup()
-        if not self._train:
-            identity |= {"batch_size": self.batch_size}
-        return identity
+        return identity if self._train else identity | {"batch_size": self.batch_size}
 
     def _data_rank(self) -> tuple[int, int]:
         """This process' rank among the data-parallel ones and their number, 0 and 1 if alone."""

@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ class _Stream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         given = self._some(len(buffer))
         buffer[: len(given)] = given
         return len(given)

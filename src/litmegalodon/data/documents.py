@@ -122,6 +122,16 @@ def corpus_fingerprint(documents: Mapping[str, Sequence[Document]]) -> str:
     return digest.hexdigest()[:16]
 
 
+def sum_if_known(sizes: Iterable[int | None]) -> int | None:
+    """The sum, None where a part of it is unknown."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
 def is_held_out(name: str, fraction: float) -> bool:
     """Whether the document of this name is in the part `fraction` of all that is held out."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from litmegalodon.data import readers
 from litmegalodon.data.columns import Columns
@@ -206,7 +207,7 @@ class FilesSource:
 
 def _patterns(setting: str, value: str | Sequence[str]) -> list[str]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    patterns = list(value) if is_list else [value]
+    patterns: list[Any] = list(value) if is_list else [value]
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise ValueError(
             f"data.source.{setting}={'null' if value is None else value}: must name files, as"

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from litmegalodon.data.columns import Columns
-from litmegalodon.data.documents import Document, LeftOut, is_held_out
+from litmegalodon.data.documents import Document, LeftOut, is_held_out, sum_if_known
 from litmegalodon.data.holding_out import FRACTION, fraction_of
 
 if TYPE_CHECKING:
@@ -201,8 +201,7 @@ class HubSource:
     def num_bytes(self) -> int | None:
         """Bytes of the splits' records, all their columns included, where the Hub tells them."""
         known = self._builder.info.splits or {}
-        sizes = [known[s].num_bytes if s in known else None for s in self._splits]
-        return None if None in sizes else sum(sizes)
+        return sum_if_known(known[s].num_bytes if s in known else None for s in self._splits)
 
     @cached_property
     def _builder(self) -> "DatasetBuilder":
@@ -254,14 +253,15 @@ class HubSource:
         for i in range(asked):
             limit = self.max_val_documents * (i + 1) // asked - self.max_val_documents * i // asked
             index = i * number // asked
+            fraction = self.validation_fraction
             held_out[index] = (
                 range(limit)
-                if self.val_split
-                else _first_held_out(_name(name, index, number), self.validation_fraction, limit)
+                if fraction is None
+                else _first_held_out(_name(name, index, number), fraction, limit)
             )
         return {index: numbers for index, numbers in held_out.items() if numbers}
 
-    def _shard(self, split: str, index: int, number: int, **which: Numbers) -> HubShard:
+    def _shard(self, split: str, index: int, number: int, **which: Any) -> HubShard:
         where = " ".join(filter(None, (self.path, self.name, split)))
         return HubShard(
             name=_name(split, index, number),

@@ -73,7 +73,7 @@ def _by_arrow(line: memoryview, columns: Columns, name: str, where: str) -> Docu
     buffers = [table.column(column)[0].as_buffer() for column in columns.names]
     if any(buffer is None for buffer in buffers):
         return LeftOut(where, f"has no column {_named(columns)}, or null in it")
-    *prompt, text = map(memoryview, buffers)
+    *prompt, text = [memoryview(buffer) for buffer in buffers]
     if not text:
         return LeftOut(where, f"column {columns.names[-1]!r} is empty", error=False)
     return Document(name, text, *map(bytes, prompt))

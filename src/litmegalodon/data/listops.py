@@ -109,8 +109,9 @@ class ListOpsSource(OnDemandSource):
     @cached_property
     def fingerprint(self) -> str:
         """Of the settings, and of a sequence of each split: the way they are made may change."""
-        settings = (self.documents, self.val_documents, self.min_length, self.max_length)
-        settings += (self.max_depth, self.max_args, self.seed)
+        splits = (self.documents, self.val_documents)
+        lengths = (self.min_length, self.max_length)
+        settings = (*splits, *lengths, self.max_depth, self.max_args, self.seed)
         digest = hashlib.sha256(repr(settings).encode())
         for split in SPLITS:
             digest.update(self.document(split, 0).prompt)

@@ -136,7 +136,8 @@ def merged(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if missing:
         return None, missing
     shards = {
-        split: [entry for unit, entry in entries.items() if unit.split == split] for split in SPLITS
+        split: [entry for unit, entry in entries.items() if entry and unit.split == split]
+        for split in SPLITS
     }
     manifest = asdict(plan) | {
         "made_from": made_from,

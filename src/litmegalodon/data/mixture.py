@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from litmegalodon.data.documents import Shard, Source
+from litmegalodon.data.documents import Shard, Source, sum_if_known
 
 # Samples after which the shares of a mixture are met exactly.
 ROUND = 1024
@@ -63,8 +63,7 @@ class MixtureSource:
 
     @property
     def num_bytes(self) -> int | None:
-        sizes = [source.num_bytes for source in self.sources.values()]
-        return None if None in sizes else sum(sizes)
+        return sum_if_known(source.num_bytes for source in self.sources.values())
 
     def shards(self, split: str) -> list[Shard]:
         return [shard for source in self.sources.values() for shard in source.shards(split)]

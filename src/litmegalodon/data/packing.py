@@ -9,7 +9,7 @@ a row's last position is the token that opens the next one.
 Shapes: L seq_len, N tokens of the corpus.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -20,8 +20,49 @@ CUTTINGS = ("packed", "lanes", "questions")
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class PackedRows(Sequence[Row]):
-    """Rows `(tokens int64 [L], targets int64 [L], resets bool [L])` of a store's documents.
+class Rows(ABC):
+    """Rows `(tokens int64 [L], targets int64 [L], resets bool [L])` of a store's documents."""
+
+    store: TokenStore
+    seq_len: int
+    eos_id: int
+    # Whether documents are kept apart by resets, padding too.
+    reset_documents = True
+
+    def __getitem__(self, i: int) -> Row:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} is not in range({len(self)})")
+        return self._row(i)
+
+    def ignored_row(self) -> Row:
+        """A row of padding, for a rank that has no row left: nothing in it is predicted."""
+        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
+        resets[0] = self.reset_documents
+        return tokens, targets, resets
+
+    @property
+    @abstractmethod
+    def num_targets(self) -> int:
+        """Predicted tokens of all rows."""
+
+    @property
+    @abstractmethod
+    def filled(self) -> int:
+        """Positions of all rows that hold a token of a document."""
+
+    @abstractmethod
+    def padding(self, i: int) -> int:
+        """Positions of row `i` that hold no token of a document."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _row(self, i: int) -> Row: ...
+
+
+class PackedRows(Rows):
+    """A store's documents end to end.
 
     `resets` is True at a document's first token and where the last row's padding begins; it is
     False everywhere with `reset_documents=False`, as in the released reference.
@@ -36,24 +77,19 @@ class PackedRows(Sequence[Row]):
 
     @property
     def num_targets(self) -> int:
-        """Predicted tokens of all rows."""
         return self.store.num_targets
 
     @property
     def filled(self) -> int:
-        """Positions of all rows that hold a token of a document."""
         return self.store.num_tokens
 
     def padding(self, i: int) -> int:
-        """Positions of row `i` that hold no token of a document."""
         return max(0, (i + 1) * self.seq_len - self.store.num_tokens)
 
     def __len__(self) -> int:
         return -(-self.store.num_tokens // self.seq_len)
 
-    def __getitem__(self, i: int) -> Row:
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {i} is not in range({len(self)})")
+    def _row(self, i: int) -> Row:
         store, first = self.store, i * self.seq_len
         # One token more than the row: the last target.
         stop = min(first + self.seq_len + 1, store.num_tokens)
@@ -74,12 +110,6 @@ class PackedRows(Sequence[Row]):
                 break
         if self.reset_documents:
             resets[real : real + 1] = True
-        return tokens, targets, resets
-
-    def ignored_row(self) -> Row:
-        """A row of padding, for a rank that has no row left: nothing in it is predicted."""
-        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
-        resets[0] = self.reset_documents
         return tokens, targets, resets
 
 

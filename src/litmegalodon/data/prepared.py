@@ -45,7 +45,7 @@ class PreparedStore:
         self._files: dict[int, TokenFile] = {}
         # The batch that was read last, and where its documents and tokens begin and end: most reads
         # are of the same one.
-        self._batch: TokenBatch | None = None
+        self._batch: TokenBatch
         self._document, self._documents_end = self._token, self._tokens_end = 0, 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,7 +162,8 @@ class PreparedCorpus:
     def manifest(self) -> Mapping[str, Any]:
         """What scripts/prepare_corpus.py says of it: see `litmegalodon.data.manifest`."""
         setting = f"data.source.folder={self.folder}"
-        found, missing = read_json(self.folder / manifest.MANIFEST), []
+        missing: list[str] = []
+        found = read_json(self.folder / manifest.MANIFEST)
         if found is None:
             found, missing = manifest.merged(self.folder)
         if missing:

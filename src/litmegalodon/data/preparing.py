@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from litmegalodon.data import manifest, whole_files
 from litmegalodon.data.documents import SPLITS, Document, LeftOut, Shard, Source
@@ -31,6 +31,14 @@ UNITS = {"train": 16, "val": 2}
 
 # Places of a unit that gave no document and are told in its entry; all are counted.
 EXAMPLES = 10
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A shard that parses no more than is asked for."""
+
+    def in_part(self, part: int, parts: int) -> Shard:
+        """The same records, those of one of `parts` alone."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Work:
         began = time.monotonic()
         entry = manifest.read_entry(self.folder, unit, self.plan)
         kept = entry is not None and _is_whole(self.folder, entry)
-        if not kept:
+        if entry is None or not kept:
             entry = self._make(unit)
             content = entry | {"plan": self.plan.digest}
             whole_files.write_json(self.folder / f"{unit.name}.json", content)
@@ -72,16 +80,17 @@ class Work:
             path.with_suffix(".json").unlink(missing_ok=True)
         shards = self.source.shards(unit.split)[unit.first : unit.stop]
         on_error = OnError(self.on_error)
-        left_out = {"places": 0, "errors": 0, "examples": []}
+        places = errors = 0
+        examples: list[str] = []
         with whole_files.writing(path) as file:
             writer = TokenWriter(file, self.tokenizer)
             for item in _documents(shards, unit):
                 if isinstance(item, LeftOut):
                     counted = on_error(item)
-                    left_out["places"] += counted
-                    left_out["errors"] += counted * item.error
-                    if counted and len(left_out["examples"]) < EXAMPLES:
-                        left_out["examples"].append(f"{item.where}: {item.reason}")
+                    places += counted
+                    errors += counted * item.error
+                    if counted and len(examples) < EXAMPLES:
+                        examples.append(f"{item.where}: {item.reason}")
                 else:
                     writer.add(item)
             writer.close()
@@ -91,7 +100,7 @@ class Work:
             "file": path.name,
             "size": size,
             "sha256": digest,
-            "left_out": left_out,
+            "left_out": {"places": places, "errors": errors, "examples": examples},
             **writer.counts,
         }
 
@@ -174,7 +183,9 @@ def _open_folder(
     if not others:
         manifest.write_plan(folder, plan, made_from)
     # Two machines may have begun at once: what is there now holds for both.
-    theirs, _ = manifest.read_plan(folder)
+    noted = manifest.read_plan(folder)
+    assert noted is not None
+    theirs, _ = noted
     for field in fields(plan):
         ours, found = getattr(plan, field.name), getattr(theirs, field.name)
         if ours != found:
@@ -213,8 +224,8 @@ def _documents(shards: Iterable[Shard], unit: Unit) -> Iterator[Document | LeftO
     """
     for shard in shards:
         # Such shards parse no more than is asked for, and tell in every part where reading failed.
-        shared_out = hasattr(shard, "in_part")
-        if shared_out:
+        shared_out = isinstance(shard, Divisible)
+        if isinstance(shard, Divisible):
             shard = shard.in_part(unit.part, unit.parts)
         try:
             for number, item in shard.documents():
@@ -270,11 +281,14 @@ def _end(*_: object) -> None:
 
 def _end_with_parent() -> None:
     """A parent that is killed takes its workers along: they would wait for work for ever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
 def _do(unit: Unit) -> Finished:
+    assert _work is not None
     try:
         return _work.do(unit)
     except SystemExit:

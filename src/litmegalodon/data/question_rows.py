@@ -6,14 +6,12 @@
 Shapes: L seq_len.
 """
 
-from collections.abc import Sequence
-
-from litmegalodon.data.packing import Row, empty_row
+from litmegalodon.data.packing import Row, Rows, empty_row
 from litmegalodon.data.store import TokenStore
 
 
-class QuestionRows(Sequence[Row]):
-    """Rows `(tokens int64 [L], targets int64 [L], resets bool [L])`, one for each document.
+class QuestionRows(Rows):
+    """A row for each document of a store.
 
     A target is a token of the document's text: all of it without a prompt. ValueError where a
     document is longer than a row: nothing is cropped.
@@ -32,36 +30,25 @@ class QuestionRows(Sequence[Row]):
 
     @property
     def num_targets(self) -> int:
-        """Predicted tokens of all rows."""
         return self.store.num_targets - len(self)
 
     @property
     def filled(self) -> int:
-        """Positions of all rows that hold a token of a document."""
         return self.store.num_tokens - 2 * len(self)
 
     def padding(self, i: int) -> int:
-        """Positions of row `i` that hold no token of a document."""
         return self.seq_len - self._read(i)
 
     def __len__(self) -> int:
         return self.store.num_documents
 
-    def __getitem__(self, i: int) -> Row:
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {i} is not in range({len(self)})")
+    def _row(self, i: int) -> Row:
         start, read = self.store.start(i), self._read(i)
         span = self.store.tokens(start, start + read + 1)
         tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
         tokens[:read] = span[:-1]
         first = self.store.prompt(i) - 1
         targets[first:read] = span[first + 1 :]
-        resets[0] = True
-        return tokens, targets, resets
-
-    def ignored_row(self) -> Row:
-        """A row of padding, for a rank that has no row left: nothing in it is predicted."""
-        tokens, targets, resets = empty_row(self.seq_len, self.eos_id)
         resets[0] = True
         return tokens, targets, resets
 

@@ -14,6 +14,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,10 +157,10 @@ def _broken_off(file: CorpusFile, place: _Place, error: Exception) -> LeftOut:
     return LeftOut(where, f"cannot be read, nor what follows: {reason}")
 
 
-def _opened(file: CorpusFile) -> io.BufferedReader:
+def _opened(file: CorpusFile) -> "io.BufferedReader[Any]":
     """What is in a file, decompressed."""
     # Arrow itself opens no file whose name is no UTF-8.
-    opened = open(file.path, "rb", buffering=BLOCK)  # noqa: SIM115
+    opened = io.BufferedReader(open(file.path, "rb", buffering=0), BLOCK)  # noqa: SIM115
     if file.compression is None:
         return opened
     stream = GzipStream(opened) if file.compression == "gzip" else ZstdStream(opened)

@@ -11,6 +11,7 @@ Shapes: L seq_len, b rows of a batch on this process, w numbers of a place.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,11 +104,10 @@ class SlotBatches(IterableDataset):
         w, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         mine = np.array_split(np.arange(len(self.readers)), workers)[w]
         readers = [self.readers[i] for i in mine]
-        places = self.position.places
-        if places is None:
-            places = [np.zeros(reader.width, dtype=np.int64) for reader in self.readers]
+        begun = self.position.places
         streams = [
-            rows(reader, places[i], self.cut) for i, reader in zip(mine, readers, strict=True)
+            rows(reader, np.zeros(reader.width, np.int64) if begun is None else begun[i], self.cut)
+            for i, reader in zip(mine, readers, strict=True)
         ]
         cursor = self.position.cursor
         while True:
@@ -152,7 +152,7 @@ class SlotLoader:
             yield _joined([next(parts) for _ in range(max(1, self.workers))])
 
 
-def _as_it_is(part: Arrays) -> Arrays:
+def _as_it_is(part: Any) -> Any:
     return part
 
 

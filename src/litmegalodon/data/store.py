@@ -92,7 +92,7 @@ def tokenized(
     many pieces without tokenising them.
     """
     texts = pieces(document.text)
-    text = next(texts, b"")
+    text: bytes | None = next(texts, b"")
     number = 0
     while text is not None:
         following = next(texts, None)

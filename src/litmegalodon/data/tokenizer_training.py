@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from litmegalodon.data.store import OnError
 from litmegalodon.data.tokenizer import pieces
 
 # Llama 2's: text as it is, digits by themselves, what is rare as bytes.
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "byte_fallback": True,
     "normalization_rule_name": "identity",
     "split_digits": True,

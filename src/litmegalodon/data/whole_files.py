@@ -35,7 +35,7 @@ def saving(path: Path) -> Iterator[None]:
         reason = (error.strerror or str(error)).lower()
         raise ValueError(
             f"output={path.parent}: {path.name} could not be written: {reason};"
-            f" {_FIXES.get(error.errno, 'mend it')} and run the same command again"
+            f" {_FIXES.get(error.errno or 0, 'mend it')} and run the same command again"
         ) from error
 
 

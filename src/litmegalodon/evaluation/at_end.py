@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from litmegalodon.data.attached import data_of
+from litmegalodon.models.language_model import network_of
 from litmegalodon.utils.printing import say, short_path
 
 
@@ -22,8 +24,10 @@ class AtEnd(Callback):
     @torch.no_grad()
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Examine; after the final checkpoint is saved, so that nothing here can cost a run."""
-        examiner, model = self.examiner.to(trainer.strategy.root_device), pl_module.model
-        loader = examiner.loader(trainer.datamodule.tokenizer, trainer)
+        examiner, model = self.examiner.to(trainer.strategy.root_device), network_of(pl_module)
+        data = data_of(trainer)
+        assert data is not None
+        loader = examiner.loader(data.tokenizer, trainer)
         model.eval()
         with trainer.precision_plugin.forward_context():
             for batch in loader:

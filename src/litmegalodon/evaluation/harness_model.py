@@ -13,11 +13,11 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from torch import nn
 from tqdm import tqdm
 
 from litmegalodon.evaluation.shared_reading import SharedReader
 from litmegalodon.inference import Reader, TextState, generate_together
+from litmegalodon.models import Megalodon
 
 # What a task may say of how its texts are drawn, beside until, max_gen_toks and do_sample.
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -42,7 +42,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Megalodon,
         tokenizer: Any,
         batch_size: int = 8,
         piece_tokens: int = 4096,

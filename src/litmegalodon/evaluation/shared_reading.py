@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from litmegalodon.models import MegalodonState
+from litmegalodon.models import Megalodon, MegalodonState
 
 # Beginnings that are shorter are read again: a call of the model costs as much as some tokens.
 SHARED_LEAST = 32
@@ -91,7 +91,7 @@ class SharedReader:
         tokens_read: tokens that went through the model, padding not counted.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int = 8, piece_tokens: int = 4096) -> None:
+    def __init__(self, model: Megalodon, batch_size: int = 8, piece_tokens: int = 4096) -> None:
         self.model, self.batch_size, self.piece_tokens = model, batch_size, piece_tokens
         self.tokens_read = 0
 
@@ -218,8 +218,7 @@ class SharedReader:
             return None
         if len(memories) == 1:
             return memories[0]
-        like = self.model.embed.weight
-        fresh = MegalodonState.fresh(self.model.config, 1, dtype=like.dtype, device=like.device)
+        fresh = self.model.fresh_state()
         return MegalodonState.join([fresh if memory is None else memory for memory in memories])
 
     def _row(self, memory: MegalodonState, place: int) -> MegalodonState:

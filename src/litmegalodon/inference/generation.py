@@ -107,7 +107,9 @@ def _generate(
     memory = rows[0].reader.state.memory if alone else _joined(rows)
 
     def of_row(memory: MegalodonState | None, place: int) -> MegalodonState | None:
-        return memory if alone else memory.row(place, model.config.attention_chunk)
+        if alone or memory is None:
+            return memory
+        return memory.row(place, model.config.attention_chunk)
 
     try:
         for _ in range(max_new_tokens):
@@ -146,9 +148,8 @@ def _generate(
 def _joined(rows: list[_Row]) -> MegalodonState:
     """The memory of all rows; those that have read nothing get that of having read nothing."""
     model = rows[0].reader.model
-    like = model.embed.weight
     memories = [row.reader.state.memory for row in rows]
-    fresh = MegalodonState.fresh(model.config, 1, dtype=like.dtype, device=like.device)
+    fresh = model.fresh_state()
     return MegalodonState.join([fresh if memory is None else memory for memory in memories])
 
 

@@ -11,7 +11,7 @@ from litmegalodon.checkpoints.files import read_meta, read_tensors
 from litmegalodon.checkpoints.model import WEIGHTS, saved_config, saved_tokenizer
 from litmegalodon.data import Tokenizer
 from litmegalodon.interop import exported
-from litmegalodon.models import LanguageModel
+from litmegalodon.models import LanguageModel, ModelConfig
 
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -39,10 +39,12 @@ def load_model(
     """
     setting = f"ckpt_path={checkpoint}"
     path = checkpoints.find("ckpt_path", str(checkpoint), Path("logs/train"), exports=True)
+    assert path is not None
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     place = _device(device)
     exported_there = checkpoints.is_export(path)
+    config: ModelConfig
     if exported_there:
         config = exported.read_config(path, setting)
     else:

@@ -6,12 +6,13 @@ mistake far more often than it is meant.
 
 import codecs
 import functools
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Bytes that are read at once.
 BLOCK = 1 << 20
@@ -36,7 +37,7 @@ class TextFiles:
         for path in self.files:
             with open(path, "rb") as file:
                 yield from checked(
-                    iter(lambda file=file: file.read(BLOCK), b""), f"prompt_file={path}"
+                    iter(functools.partial(file.read, BLOCK), b""), f"prompt_file={path}"
                 )
 
     def count_tokens(self, tokenizer: Any) -> int | None:
@@ -95,7 +96,7 @@ def standard_input() -> Iterator[bytes]:
     Raises:
         ValueError: it is no UTF-8 text.
     """
-    read = functools.partial(sys.stdin.buffer.read1, BLOCK)
+    read = functools.partial(cast(io.BufferedReader, sys.stdin.buffer).read1, BLOCK)
     return checked(iter(read, b""), "prompt_file=-")
 
 

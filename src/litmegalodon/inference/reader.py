@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from litmegalodon.data.tokenizer import PIECE, pieces
 from litmegalodon.inference.generation import generate_together
 from litmegalodon.inference.snapshot import load_state, save_state
 from litmegalodon.inference.text_state import TextState, advance
+from litmegalodon.models import Megalodon
 
 Text = str | bytes | bytearray | memoryview
 
@@ -40,7 +41,7 @@ class Reader:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Megalodon,
         tokenizer: Any,
         state: TextState | str | Path | None = None,
         piece_tokens: int = 4096,

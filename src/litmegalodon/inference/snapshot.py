@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from litmegalodon.checkpoints.files import check_same_model
 from litmegalodon.inference.text_state import TextState
-from litmegalodon.models import MegalodonState
+from litmegalodon.models import Megalodon, MegalodonState
 
 FORMAT = "litmegalodon snapshot 1"
 # Values of a parameter that its fingerprint reads.
 SAMPLES = 256
 
 
-def save_state(path: str | Path, state: TextState, model: nn.Module, tokenizer: Any) -> None:
+def save_state(path: str | Path, state: TextState, model: Megalodon, tokenizer: Any) -> None:
     """Write a snapshot; it appears under its name only once it is whole.
 
     Raises:
@@ -34,8 +34,7 @@ def save_state(path: str | Path, state: TextState, model: nn.Module, tokenizer: 
     """
     path, memory = Path(path), state.memory
     if memory is None:
-        like = model.embed.weight
-        memory = MegalodonState.fresh(model.config, 1, dtype=like.dtype, device=like.device)
+        memory = model.fresh_state()
     tensors = memory.tensors() | {"last": torch.tensor([state.last])}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     about = {"format": FORMAT, "config": json.dumps(model.config.to_dict())}
@@ -49,7 +48,7 @@ def save_state(path: str | Path, state: TextState, model: nn.Module, tokenizer: 
         partial.unlink(missing_ok=True)
 
 
-def load_state(path: str | Path, model: nn.Module, tokenizer: Any) -> TextState:
+def load_state(path: str | Path, model: Megalodon, tokenizer: Any) -> TextState:
     """Read a snapshot onto the model's device.
 
     Raises:
@@ -72,17 +71,17 @@ def load_state(path: str | Path, model: nn.Module, tokenizer: Any) -> TextState:
         raise ValueError(
             f"{setting}: is no whole snapshot ({error}); make it again with save_state="
         ) from None
-    like, position = model.embed.weight, tensors.get("position", torch.empty(0))
+    position = tensors.get("position", torch.empty(0))
     place = int(position[0]) if position.shape == (1,) else 0
-    expected = MegalodonState.fresh(model.config, 1, place, like.dtype).tensors()
+    expected = model.fresh_state(place).tensors()
     expected["last"] = torch.zeros(1, dtype=torch.int64)
     last = int(tensors["last"]) if _kinds(tensors) == _kinds(expected) else -1
     if not 0 <= last < tokenizer.vocab_size:
         raise ValueError(f"{setting}: its tensors are not those of a snapshot; make it again")
-    return TextState(MegalodonState.from_tensors(tensors).to(like.device), last)
+    return TextState(MegalodonState.from_tensors(tensors).to(model.embed.weight.device), last)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: Megalodon) -> str:
     """16 hex digits of a model's weights, from evenly spaced values of every parameter.
 
     Cheap for any size. Two models that differ in a few values in between have the same.
@@ -101,7 +100,7 @@ def _kinds(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name: (value.shape, value.dtype) for name, value in tensors.items()}
 
 
-def _fingerprints(model: nn.Module, tokenizer: Any) -> dict[str, str]:
+def _fingerprints(model: Megalodon, tokenizer: Any) -> dict[str, str]:
     return {
         "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
         "tokenizer": tokenizer.fingerprint,
@@ -109,7 +108,7 @@ def _fingerprints(model: nn.Module, tokenizer: Any) -> dict[str, str]:
     }
 
 
-def _check(about: dict[str, str], model: nn.Module, tokenizer: Any, setting: str) -> None:
+def _check(about: dict[str, str], model: Megalodon, tokenizer: Any, setting: str) -> None:
     """Compare a snapshot's metadata with the model and tokenizer that are to go on from it."""
     try:
         theirs = json.loads(about["config"])

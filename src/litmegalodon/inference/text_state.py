@@ -6,9 +6,9 @@ Shapes: B rows, L tokens, V vocabulary entries.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from litmegalodon.models import MegalodonState
+from litmegalodon.models import Megalodon, MegalodonState
 
 
 class TextState(NamedTuple):
@@ -28,7 +28,7 @@ class TextState(NamedTuple):
 
 @torch.no_grad()
 def advance(
-    model: nn.Module, tokens: Tensor, memory: MegalodonState | None
+    model: Megalodon, tokens: Tensor, memory: MegalodonState | None
 ) -> tuple[Tensor, MegalodonState]:
     """tokens [B, L] -> logits after the last one [B, V], memory; the module's mode is restored."""
     was_training = model.training

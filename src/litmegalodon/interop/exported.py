@@ -11,7 +11,7 @@ from torch import Tensor
 from litmegalodon.data import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from litmegalodon.interop.config_json import config_from
 from litmegalodon.interop.foreign_files import read_json, weight_files
-from litmegalodon.models import Megalodon, MegalodonConfig
+from litmegalodon.models import LanguageModel, MegalodonConfig
 
 # What `model_type` says in config.json. Not "megalodon": that is megalodon-hf's, whose weights
 # mean something else under the same names.
@@ -36,7 +36,7 @@ def read_config(folder: Path, setting: str) -> MegalodonConfig:
     return config_from(found, f"{setting}: config.json")
 
 
-def check_files(folder: Path, model: Megalodon, setting: str) -> None:
+def check_files(folder: Path, model: LanguageModel, setting: str) -> None:
     """Compare the files' tensors with a network's, of which no memory need be taken yet.
 
     Raises:

@@ -1,11 +1,12 @@
-"""What training, sharding and evaluation ask of a network: any module like this trains here.
+"""What training, sharding and evaluation ask of a network: any such module trains here.
 
 Shapes: B batch, L length, V outputs.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from litmegalodon.models.model_config import ModelConfig
 from litmegalodon.models.span import Span
 
 
-class LanguageModel(Protocol):
+class LanguageModel(nn.Module):
     """A network that predicts each token from those before it.
 
     Built on the meta device it holds no memory until `to_empty(device=...)` and `initialise(seed)`.
@@ -34,10 +35,18 @@ class LanguageModel(Protocol):
     layers: nn.ModuleList
     output: nn.Module
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        if self.config.share_emb:
+            # to_empty makes two parameters of the one.
+            self.output.get_submodule("output").weight = self.embed.weight
+        return self
+
     def initialise(self, seed: int) -> None:
         """Fill every parameter; the same seed gives the same weights on any device or sharding."""
+        raise NotImplementedError
 
-    def __call__(
+    def forward(
         self,
         tokens: Tensor,
         state: Any = None,
@@ -49,6 +58,7 @@ class LanguageModel(Protocol):
         A model that does not stream takes and returns None for the memory. resets bool [B, L] is
         True at a document's first token, which then sees nothing before it.
         """
+        raise NotImplementedError
 
     def loss(
         self,
@@ -61,6 +71,12 @@ class LanguageModel(Protocol):
         """Sum of negative log-likelihoods in nats of targets [B, L] (-100: ignored), their number,
         memory; with a span the rows are shared by several processes.
         """
+        raise NotImplementedError
+
+
+def network_of(module: nn.Module) -> LanguageModel:
+    """The network that a module of training has as its `model`."""
+    return cast(LanguageModel, module.model)
 
 
 def check_tokens(tokens: Tensor, resets: Tensor | None, targets: Tensor | None = None) -> None:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from litmegalodon.models.init import fill, generator_of
-from litmegalodon.models.language_model import check_tokens
+from litmegalodon.models.language_model import LanguageModel, check_tokens
 from litmegalodon.models.layers import Linear
 from litmegalodon.models.llama_config import LlamaConfig
 from litmegalodon.models.loss import IGNORED, sum_of_nll
@@ -68,12 +68,13 @@ class Output(nn.Module):
         self.output = Linear(dim, num_outputs, bias=False)
 
 
-class Llama(nn.Module):
+class Llama(LanguageModel):
     """A language model that attends to all of a document so far; see `LanguageModel`.
 
     Parameters have transformers' names below `layers.i`.
     """
 
+    config: LlamaConfig
     streams = False
 
     def __init__(self, config: LlamaConfig):
@@ -89,13 +90,6 @@ class Llama(nn.Module):
             self.output.output.weight = self.embed.weight
         if not self.embed.weight.is_meta:
             self.initialise(int(torch.randint(2**62, ())))
-
-    def _apply(self, fn, recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        if self.config.share_emb:
-            # to_empty makes two parameters of the one.
-            self.output.output.weight = self.embed.weight
-        return self
 
     def initialise(self, seed: int) -> None:
         """Fill every parameter: norms with 1, all else from N(0, init_std^2)."""

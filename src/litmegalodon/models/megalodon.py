@@ -14,7 +14,7 @@ from litmegalodon.models.attention import MovingAverageGatedAttention
 from litmegalodon.models.config import MegalodonConfig
 from litmegalodon.models.ffn import NormalizedFeedForward
 from litmegalodon.models.init import initialise
-from litmegalodon.models.language_model import check_tokens
+from litmegalodon.models.language_model import LanguageModel, check_tokens
 from litmegalodon.models.layers import Linear, input_norm
 from litmegalodon.models.loss import IGNORED, sum_of_nll
 from litmegalodon.models.span import Span
@@ -77,7 +77,7 @@ class Output(nn.Module):
         self.output = Linear(config.model_dim, config.num_outputs, bias=False)
 
 
-class Megalodon(nn.Module):
+class Megalodon(LanguageModel):
     """A language model whose memory is a state of fixed size.
 
     Parameters are named as in the released reference. Built on the meta device it holds no memory
@@ -90,6 +90,7 @@ class Megalodon(nn.Module):
             config.
     """
 
+    config: MegalodonConfig
     streams = True
 
     def __init__(self, config: MegalodonConfig, impl: str = "auto"):
@@ -109,12 +110,10 @@ class Megalodon(nn.Module):
         if not self.embed.weight.is_meta:
             self.initialise(int(torch.randint(2**62, ())))
 
-    def _apply(self, fn, recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        if self.config.share_emb:
-            # to_empty makes two parameters of the one.
-            self.output.output.weight = self.embed.weight
-        return self
+    def fresh_state(self, position: int = 0) -> MegalodonState:
+        """The memory of one row that has read nothing, in the parameters' precision."""
+        like = self.embed.weight
+        return MegalodonState.fresh(self.config, 1, position, like.dtype, like.device)
 
     def initialise(self, seed: int) -> None:
         """Fill every parameter; the same seed gives the same weights on any device or sharding."""

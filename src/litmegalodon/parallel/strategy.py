@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -32,6 +32,7 @@ from litmegalodon.checkpoints.files import (
     refuse_damaged,
 )
 from litmegalodon.checkpoints.manifest import MANIFEST, damaged_file
+from litmegalodon.data.attached import data_of
 from litmegalodon.models.span import Span
 from litmegalodon.parallel.checkpoint_storage import remove
 from litmegalodon.parallel.checkpoint_writing import CheckpointWriter
@@ -292,6 +293,11 @@ class ChunkParallelStrategy(ModelParallelStrategy):
         return candidate
 
 
+def strategy_of(trainer: Trainer) -> ChunkParallelStrategy:
+    """The strategy of a run of this project, which has no other."""
+    return cast(ChunkParallelStrategy, trainer.strategy)
+
+
 def _lost_manifest(path: Path, others: list[Path]) -> str | None:
     """What is wrong with a checkpoint that can't be verified where others beside it can."""
     if (path / MANIFEST).is_file() or not any((other / MANIFEST).is_file() for other in others):
@@ -304,5 +310,5 @@ def row_lengths(trainer: Trainer) -> dict[str, int]:
     names = ("seq_len", "val_seq_len")
     if trainer.state.fn != TrainerFn.FITTING:
         names = names[1:]
-    data = trainer.datamodule
+    data = data_of(trainer)
     return {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}

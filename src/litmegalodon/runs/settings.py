@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg,
             name,
-            lambda value, word=word: isinstance(value, bool) or value == word,
+            partial(_is_flag_or, word),
             f"must be true, false or {word}",
         )
     rule = "must be a number of batches, or a part of them as 0.5, at most 1.0"
@@ -321,10 +322,11 @@ def _make(node: DictConfig) -> Any:
         return instantiate(node)
     except InstantiationException as error:
         wrong, key = cause(error), FULL_KEY.search(str(error))
-        inside = key and key["key"].startswith("data.source.")
-        if inside and isinstance(wrong, ValueError) and str(wrong).startswith("data.source."):
+        source = "data.source."
+        inside = key and key["key"].startswith(source)
+        if key and inside and isinstance(wrong, ValueError) and str(wrong).startswith(source):
             # A part of a mixture does not know its own name.
-            rest = str(wrong).removeprefix("data.source.")
+            rest = str(wrong).removeprefix(source)
             raise ValueError(f"{key['key']}.{rest}") from None
         raise wrong from None
 
@@ -358,6 +360,10 @@ def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
 def _is_amount(value: Any) -> bool:
     """A whole number from 1, or a float in (0, 1]."""
     return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _is_flag_or(word: str, value: Any) -> bool:
+    return isinstance(value, bool) or value == word
 
 
 def _are_texts(value: Any) -> bool:

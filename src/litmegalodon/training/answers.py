@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from litmegalodon.data.slots import Batch
 from litmegalodon.data.store import IGNORED
 from litmegalodon.evaluation.metrics import Answers
+from litmegalodon.parallel.strategy import strategy_of
 from litmegalodon.training.module import MegalodonModule
 
 
@@ -27,7 +28,7 @@ class AnswersModule(MegalodonModule):
         self.val_answers = Answers(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        batch, span = self.trainer.strategy.share(batch)
+        batch, span = strategy_of(self.trainer).share(batch)
         if span is not None:
             raise ValueError(
                 "trainer.strategy.chunk_parallel_size: answers are counted on whole rows; set 1"

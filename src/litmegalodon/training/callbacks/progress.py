@@ -53,6 +53,8 @@ class TokenProgressBar(TQDMProgressBar):
         super().__init__()
         self._plain = not sys.stdout.isatty() if plain is None else plain
         self._step = 0
+        # Batches of the validation or evaluation that goes on.
+        self._read = 0
         self._first: tuple[int, float] | None = None
         self._last_line = self._last_look = -math.inf
 
@@ -131,43 +133,28 @@ class TokenProgressBar(TQDMProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a validation."""
         super().on_validation_start(trainer, pl_module)
-        self._last_line = time.monotonic()
+        self._last_line, self._read = time.monotonic(), 0
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        *_: Any,
-    ) -> None:
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Advance the bar; in a log, a line where a validation takes long."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._tell_how_far("validated", batch_idx, self.total_val_batches_current_dataloader)
+        super().on_validation_batch_end(*args, **kwargs)
+        self._tell_how_far("validated", self.total_val_batches_current_dataloader)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a reading of an evaluation's texts."""
         super().on_test_start(trainer, pl_module)
-        self._last_line = time.monotonic()
+        self._last_line, self._read = time.monotonic(), 0
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        *_: Any,
-    ) -> None:
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Advance the bar; in a log, a line where an evaluation takes long."""
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._tell_how_far("batches read", batch_idx, self.total_test_batches_current_dataloader)
+        super().on_test_batch_end(*args, **kwargs)
+        self._tell_how_far("batches read", self.total_test_batches_current_dataloader)
 
-    def _tell_how_far(self, what: str, batch_idx: int, total: int | float) -> None:
+    def _tell_how_far(self, what: str, total: int | float) -> None:
         now = time.monotonic()
+        self._read += 1
         if self._plain and self.is_enabled and now - self._last_line >= SECONDS_PER_LINE:
-            self._print_line({what: f"{batch_idx + 1}/{total}"})
+            self._print_line({what: f"{self._read}/{total}"})
             self._last_line = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,7 +168,7 @@ class TokenProgressBar(TQDMProgressBar):
             self._print_line(items)
             self._last_line = time.monotonic()
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands beside the bar: loss, last validation's bits per byte, tokens per second."""
         return {name: text for name, text in self._measured().items() if text}
 
