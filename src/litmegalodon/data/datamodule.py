@@ -300,6 +300,17 @@ class TextDataModule(LightningDataModule):
         self.setup("validate")
         return sum(rows.num_targets for rows in self._val)
 
+    def check_outputs(self, outputs: int) -> None:
+        """ValueError if answers are predicted that a model with so many outputs has no class for."""
+        self.setup("validate")
+        rows = [part for part in (*self._train, *self._val) if isinstance(part, QuestionRows)]
+        largest = max((part.largest_target() for part in rows), default=-1)
+        if largest >= outputs:
+            raise ValueError(
+                f"model.config.output_size={outputs}: the answers of data.cutting=questions hold"
+                f" the token {largest}; set at least {largest + 1}, or -1 for all of the vocabulary"
+            )
+
     def baselines(self) -> dict[str, float]:
         """Bits per byte of gzip -9 and xz on the held-out documents: `{"gzip": ..., "xz": ...}`."""
         return compression_baselines(document.text for document in self.validation_documents())

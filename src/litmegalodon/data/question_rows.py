@@ -40,6 +40,15 @@ class QuestionRows(Sequence[Row]):
         """Positions of all rows that hold a token of a document."""
         return self.store.num_tokens - 2 * len(self)
 
+    def largest_target(self) -> int:
+        """The largest id that is predicted in any row; -1 where none is."""
+        store = self.store
+        answers = (
+            store.tokens(store.start(i) + store.prompt(i), store.start(i + 1) - 1)
+            for i in range(len(self))
+        )
+        return max((int(answer.max()) for answer in answers if len(answer)), default=-1)
+
     def padding(self, i: int) -> int:
         """Positions of row `i` that hold no token of a document."""
         return self.seq_len - self._read(i)
