@@ -157,6 +157,16 @@ def test_rows_too_short_for_a_question_and_streams_of_them_are_refused():
         data(streaming=True)
 
 
+def test_a_single_question_shorter_than_its_row_can_be_trained_on():
+    alone = TextDataModule(
+        ListOpsSource(documents=1, val_documents=1, **SHORT),
+        ListOpsTokenizer(),
+        **{"seq_len": 100, "batch_size": 1, "cutting": "questions"},
+    )
+    batch = next(iter(alone.train_dataloader()))
+    assert (batch["targets"] != IGNORED).sum() == 1
+
+
 def test_a_head_with_too_few_classes_for_the_answers_is_refused(tmp_path):
     short = data()
     short.check_outputs(10)
