@@ -9,7 +9,7 @@ import argparse
 import csv
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,6 +74,12 @@ def main() -> None:
     with errors.one_line():
         if asked.out.suffix != ".png":
             raise ValueError(f"--out={asked.out}: must end in .png")
+        names = Counter(folder.resolve().name for folder in asked.folders)
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise ValueError(
+                f"FOLDER: {twice[0]} is the name of {names[twice[0]]} of them, and a curve has its"
+                " folder's; rename them, or put those that differ in their seed only into one"
+            )
         table = [line for f in asked.folders for line in rows(f.resolve().name, losses(f))]
 
         # Takes a second to import.

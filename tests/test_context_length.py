@@ -105,5 +105,9 @@ def test_all_curves_are_in_one_picture_and_table(tmp_path, monkeypatch, capsys):
     assert "all.csv" in capsys.readouterr().out
 
     with pytest.raises(SystemExit):
+        compare(monkeypatch, tmp_path / "lanes" / "1", tmp_path / "1K", tmp_path / "1K")
+    assert "error: FOLDER: 1K is the name of 2 of them" in capsys.readouterr().err
+
+    with pytest.raises(SystemExit):
         compare(monkeypatch, out.parent)
     assert f"error: FOLDER={out.parent}: holds no context.csv" in capsys.readouterr().err

@@ -157,6 +157,34 @@ def test_rows_too_short_for_a_question_and_streams_of_them_are_refused():
         data(streaming=True)
 
 
+def test_a_single_question_shorter_than_its_row_can_be_trained_on():
+    alone = TextDataModule(
+        ListOpsSource(documents=1, val_documents=1, **SHORT),
+        ListOpsTokenizer(),
+        **{"seq_len": 100, "batch_size": 1, "cutting": "questions"},
+    )
+    batch = next(iter(alone.train_dataloader()))
+    assert (batch["targets"] != IGNORED).sum() == 1
+
+
+def test_a_head_with_too_few_classes_for_the_answers_is_refused(tmp_path):
+    short = data()
+    short.check_outputs(10)
+    with pytest.raises(ValueError, match=r"output_size=9: .* hold the token 9; set at least 10"):
+        short.check_outputs(9)
+    few = ("data.source.documents=64", "data.source.val_documents=50", "data.batch_size=8")
+    cfg = composed("experiment=listops_short", *few, "model.config.output_size=5", folder=tmp_path)
+    check_settings(cfg)
+    with pytest.raises(ValueError, match=r"model\.config\.output_size=5: the answers of"):
+        train(cfg)
+
+
+def test_a_head_of_classes_on_rows_that_predict_all_tokens_is_refused(tmp_path):
+    cfg = composed("experiment=listops_short", "data.cutting=packed", folder=tmp_path)
+    with pytest.raises(ValueError, match=r"output_size=10: each of the tokenizer's 17 ids"):
+        check_settings(cfg)
+
+
 def test_the_gradient_of_the_head_is_that_of_the_last_tokens_cross_entropy():
     torch.manual_seed(0)
     model = Megalodon(hard_config(vocab_size=17, output_size=10)).double()

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from config_helpers import composed
 from inference_helpers import TOKENIZER
 from litmegalodon.data.store import IGNORED
 from litmegalodon.evaluation import Recall
+from litmegalodon.runs.instantiate import make_list
 from litmegalodon.runs.settings import check_settings
 from runs import ROOT
 from test_compare_runs import make_run
@@ -65,6 +67,15 @@ def test_no_text_of_the_experiment_is_cut_by_a_row(tmp_path):
         assert ends[:, -1].all()
         assert (batch["targets"][:, -2] == TOKENIZER.eos_id).all()
         assert (batch["targets"][ends] == IGNORED).all()
+
+
+def test_a_wrong_setting_of_the_examination_is_named_as_it_is_typed(tmp_path):
+    cfg = small_run(tmp_path, "small")
+    cfg.callbacks = {"recall": cfg.callbacks.recall}
+    cfg.callbacks.recall.examiner.samples = 0
+    name = r"^callbacks\.recall\.examiner\.samples=0: must be a whole number"
+    with pytest.raises(ValueError, match=name):
+        make_list(cfg.callbacks, "callbacks", Callback)
 
 
 def test_a_model_without_a_memory_is_given_whole_questions(tmp_path):

@@ -21,7 +21,7 @@ from litmegalodon.data.corpus import HeldOut, Opening, Part
 from litmegalodon.data.counts import counts_of, row_counts_of
 from litmegalodon.data.difference import difference, files_of
 from litmegalodon.data.documents import Document, Source, compression_baselines
-from litmegalodon.data.packing import PackedRows, Rows, check_cutting
+from litmegalodon.data.packing import PackedRows, Rows, check_cutting, check_length
 from litmegalodon.data.question_rows import QuestionRows
 from litmegalodon.data.slots import Cut, Position, SlotBatches, SlotLoader
 from litmegalodon.data.store import OnError
@@ -133,8 +133,7 @@ class TextDataModule(LightningDataModule):
                 rank_zero_info("data.streaming=true: has no effect, a prepared corpus is mapped")
             if not self.carries_state and not _streamed(parts):
                 self._train = [self._rows(part.store, "seq_len") for part in parts]
-                for rows in self._train:
-                    self._check_length(rows.store.num_tokens)
+                check_length(self._train)
             self._parts = parts
         if self._held_out is None:
             self._held_out = self._opening.held_out(self.source)
@@ -297,6 +296,13 @@ class TextDataModule(LightningDataModule):
         self.setup("validate")
         return sum(rows.num_targets for rows in self._val)
 
+    def check_outputs(self, outputs: int) -> None:
+        """ValueError if an answer is predicted that so many outputs have no class for."""
+        self.setup("validate")
+        for rows in (*self._train, *self._val):
+            if isinstance(rows, QuestionRows):
+                rows.check_outputs(outputs)
+
     def baselines(self) -> dict[str, float]:
         """Bits per byte of gzip -9 and xz on the held-out documents: `{"gzip": ..., "xz": ...}`."""
         return compression_baselines(document.text for document in self.validation_documents())
@@ -371,13 +377,6 @@ class TextDataModule(LightningDataModule):
         """This process' rank among the data-parallel ones and their number, 0 and 1 if alone."""
         of_strategy = getattr(self.trainer, "distributed_sampler_kwargs", None)
         return (of_strategy["rank"], of_strategy["num_replicas"]) if of_strategy else (0, 1)
-
-    def _check_length(self, num_tokens: int) -> None:
-        if num_tokens < self.seq_len:
-            raise ValueError(
-                f"data.seq_len={self.seq_len}: longer than the training documents, which have"
-                f" {num_tokens} tokens; set data.seq_len={num_tokens} or less, or give more text"
-            )
 
     def _check_shared(self, setting: str) -> None:
         """ValueError if the ranks cannot share a batch's rows equally."""

@@ -122,6 +122,17 @@ def empty_row(seq_len: int, eos_id: int) -> Row:
     )
 
 
+def check_length(parts: Sequence[Sequence[Row]]) -> None:
+    """ValueError where packed rows to train on are longer than all documents of their store."""
+    for rows in parts:
+        if isinstance(rows, PackedRows) and rows.store.num_tokens < rows.seq_len:
+            number = rows.store.num_tokens
+            raise ValueError(
+                f"data.seq_len={rows.seq_len}: longer than the training documents, which have"
+                f" {number} tokens; set data.seq_len={number} or less, or give more text"
+            )
+
+
 def check_cutting(
     cutting: str, seq_len: int, chunk_size: int | None, streaming: bool = False
 ) -> None:

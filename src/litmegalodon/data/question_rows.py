@@ -36,6 +36,20 @@ class QuestionRows(Rows):
     def filled(self) -> int:
         return self.store.num_tokens - 2 * len(self)
 
+    def check_outputs(self, outputs: int) -> None:
+        """ValueError if a target is not below `outputs`, the number of a model's classes."""
+        store = self.store
+        answers = (
+            store.tokens(store.start(i) + store.prompt(i), store.start(i + 1) - 1)
+            for i in range(len(self))
+        )
+        largest = max((int(answer.max()) for answer in answers if len(answer)), default=-1)
+        if largest >= outputs:
+            raise ValueError(
+                f"model.config.output_size={outputs}: the answers of data.cutting=questions hold"
+                f" the token {largest}; set at least {largest + 1}, or -1 for all of the vocabulary"
+            )
+
     def padding(self, i: int) -> int:
         return self.seq_len - self._read(i)
 

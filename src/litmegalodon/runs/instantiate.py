@@ -19,7 +19,7 @@ from litmegalodon.checkpoints.files import read_meta
 from litmegalodon.ops.dispatch import triton_refusal
 from litmegalodon.planning.settings import check_memory
 from litmegalodon.training.callbacks.run_ids import RunIds, run_id
-from litmegalodon.utils.errors import cause
+from litmegalodon.utils.errors import FULL_KEY, cause
 from litmegalodon.utils.printing import say, tame_lightning
 
 
@@ -118,6 +118,10 @@ def make_list(group: DictConfig | None, name: str, kind: type) -> list[Any]:
         except InstantiationException as error:
             if isinstance(cause(error), ModuleNotFoundError):
                 raise ValueError(f"{name}.{key}: {cause(error)}") from error
+            # An evaluation inside a callback does not know its own name.
+            wrong, inside = cause(error), FULL_KEY.search(str(error))
+            if inside and isinstance(wrong, ValueError) and str(wrong).startswith("evaluation."):
+                raise ValueError(str(wrong).replace("evaluation.", f"{inside['key']}.")) from error
             raise
         if not isinstance(item, kind):
             raise ValueError(f"{name}.{key}._target_={node._target_}: is not a {kind.__name__}")

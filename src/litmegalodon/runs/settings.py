@@ -163,6 +163,14 @@ def check_model(cfg: DictConfig) -> None:
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
             f" {tokenizer.vocab_size} ids; set at least {tokenizer.vocab_size}"
         )
+    # Answers may be of few tokens, which shows when they are read.
+    predicts_all = cfg.data.get("cutting", "packed") != "questions"
+    if predicts_all and model.num_outputs < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.config.output_size={model.num_outputs}: each of the tokenizer's"
+            f" {tokenizer.vocab_size} ids is predicted; set -1, or data.cutting=questions where the"
+            " answers are of fewer"
+        )
 
 
 def check_evaluation(cfg: DictConfig) -> None:

@@ -100,6 +100,12 @@ class MegalodonModule(lightning.LightningModule):
         self._tokens = self._step_tokens = 0
         self._clock = time.perf_counter()
 
+    def setup(self, stage: str) -> None:
+        """Refuse answers that a head of few classes cannot give, before the network is made."""
+        data = self.trainer.datamodule
+        if data is not None and self.config.num_outputs < self.config.vocab_size:
+            data.check_outputs(self.config.num_outputs)
+
     def configure_model(self) -> None:
         """Shard, compile and initialise the network, once."""
         if not self.model.embed.weight.is_meta:
