@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import chain
 from typing import Any
 
-from litmegalodon.inference import Reader, load_model
+from litmegalodon import inference
 from litmegalodon.utils.errors import one_line
 
 
@@ -35,7 +35,7 @@ def server(model: Any, tokenizer: Any, port: int = 8000) -> HTTPServer:
                 asked = json.loads(body)
                 if not isinstance(asked, dict) or not isinstance(asked.get("prompt", ""), str):
                     raise ValueError("the body must be a JSON object, and its prompt a text")
-                reader = Reader(model, tokenizer)
+                reader = inference.Reader(model, tokenizer)
                 reader.read(asked.pop("prompt", ""))
                 texts = reader.generate(**asked)
                 # Some mistakes show with the first token only.
@@ -63,6 +63,6 @@ if __name__ == "__main__":
         port = (sys.argv[2:] or ["8000"])[0]
         if not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"port={port}: must be a whole number, 0 (a free one) to 65535")
-        with server(*load_model(sys.argv[1]), int(port)) as serving:
+        with server(*inference.load_model(sys.argv[1]), int(port)) as serving:
             print(f"http://127.0.0.1:{serving.server_port}", flush=True)
             serving.serve_forever()

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from litmegalodon.inference import load_model
 from litmegalodon.runs.saved_settings import adopt_settings
 from litmegalodon.runs.settings import check_settings
 from litmegalodon.utils.command_line import quote_path
-from runs import last_checkpoint, run
+from runs import ENVIRONMENT, command, last_checkpoint, run
 
 pytestmark = pytest.mark.slow
 ALONE = SimpleNamespace(global_rank=0, world_size=1)
@@ -139,6 +140,30 @@ def test_ctrl_c_leaves_no_table(trained, tmp_path, monkeypatch):
         # Lightning has ignored it while it shut down.
         signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.rglob("recall.*"))
+
+
+def test_ctrl_c_ends_an_evaluation_in_a_sentence_with_130(trained, tmp_path):
+    (tmp_path / "text").mkdir()
+    for i in range(400):
+        (tmp_path / "text" / f"{i}.py").write_text(f"{i}\n" * 2000)
+    process = subprocess.Popen(
+        command(
+            "eval", f"ckpt_path={trained}", "data=stdlib", f"data.source.root={tmp_path}/text",
+            "data.source.validation_fraction=0.9", "data.val_batch_size=1",
+            "trainer.limit_val_batches=1.0", "extras.print_config=false", "hydra.run.dir=run",
+        ),
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "Loaded model weights" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    said = "".join(said) + process.communicate(timeout=100)[0]
+    assert process.returncode == 130, said
+    assert said.endswith("\ninterrupted\n")
+    assert "Traceback" not in said
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(trained, tmp_path):

@@ -1,9 +1,12 @@
 """scripts/serve.py streams what the model writes."""
 
 import json
+import re
 import runpy
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -13,6 +16,7 @@ import serve
 import torch
 
 from inference_helpers import TOKENIZER, byte_model, reader
+from runs import ENVIRONMENT
 
 
 @pytest.fixture
@@ -73,3 +77,10 @@ def test_a_port_that_is_none_is_refused_in_a_sentence(port, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         runpy.run_path(serve.__file__, run_name="__main__")
     assert f"port={port}: must be a whole number, 0" in capsys.readouterr().err
+
+
+def test_a_mistake_is_told_before_torch_is_imported():
+    command = [sys.executable, "-X", "importtime", serve.__file__, "last", "abc"]
+    said = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT).stderr
+    assert "port=abc" in said
+    assert not re.search(r"\| +torch$", said, re.MULTILINE)

@@ -47,9 +47,17 @@ def open_trainer(cfg: DictConfig) -> Iterator[Trainer]:
 
     A process group's threads may hold the last reference to a tensor. One that outlives the
     interpreter then ends the process with SIGABRT in place of its exit code.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which Lightning would answer with exit code 1.
     """
+    trainer = make_trainer(cfg)
     try:
-        yield make_trainer(cfg)
+        yield trainer
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from None
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
