@@ -10,6 +10,7 @@ Shapes: L seq_len, N tokens of the corpus.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def empty_row(seq_len: int, eos_id: int) -> Row:
     )
 
 
-def check_length(parts: Sequence[Sequence[Row]]) -> None:
+def check_length(parts: Sequence[Rows]) -> None:
     """ValueError where packed rows to train on are longer than all documents of their store."""
     for rows in parts:
         if isinstance(rows, PackedRows) and rows.store.num_tokens < rows.seq_len:
