@@ -210,8 +210,8 @@ class SharedReader:
     def _call(
         self, tokens: np.ndarray, memory: Memory, last_only: bool = False
     ) -> tuple[Tensor, MegalodonState]:
-        tokens = torch.from_numpy(tokens).to(self.model.embed.weight.device)
-        return self.model(tokens, memory, last_only=last_only)
+        read = torch.from_numpy(tokens).to(self.model.embed.weight.device)
+        return self.model(read, memory, last_only=last_only)
 
     def _joined(self, memories: Sequence[Memory]) -> Memory:
         if all(memory is None for memory in memories):

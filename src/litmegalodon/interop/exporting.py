@@ -106,7 +106,8 @@ def _write_safetensors(
     folder: Path, checkpoint: Path, model: Megalodon, setting: str, prefix: str, most: int
 ) -> None:
     groups = list(_files(_distinct(model), most))
-    places, total = {}, 0
+    places: dict[str, str] = {}
+    total = 0
     for number, group in enumerate(groups, 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         file = "model.safetensors" if len(groups) == 1 else file

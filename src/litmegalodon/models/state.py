@@ -91,7 +91,7 @@ class MegalodonState:
             ValueError: a tensor is missing.
         """
         try:
-            layers = []
+            layers: list[LayerState] = []
             while f"layers.{len(layers)}.h" in named:
                 part = f"layers.{len(layers)}."
                 layers.append(
