@@ -179,6 +179,17 @@ def test_a_head_with_too_few_classes_for_the_answers_is_refused(tmp_path):
         train(cfg)
 
 
+def test_the_best_checkpoint_of_the_experiment_is_that_of_most_right_answers(tmp_path):
+    cfg = composed("experiment=listops", folder=tmp_path)
+    assert cfg.callbacks.best_checkpoint.monitor == cfg.optimized_metric
+    for wrong, message in (
+        ("callbacks.best_checkpoint.mode=min", r"mode=min: keeps the lowest val/accuracy"),
+        ("model._target_=litmegalodon.training.MegalodonModule", r"does not count right answers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_settings(composed("experiment=listops", wrong, folder=tmp_path))
+
+
 def test_a_head_of_classes_on_rows_that_predict_all_tokens_is_refused(tmp_path):
     cfg = composed("experiment=listops_short", "data.cutting=packed", folder=tmp_path)
     with pytest.raises(ValueError, match=r"output_size=10: each of the tokenizer's 17 ids"):
