@@ -157,6 +157,15 @@ def test_rows_too_short_for_a_question_and_streams_of_them_are_refused():
         data(streaming=True)
 
 
+def test_a_setting_without_effect_on_questions_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr("litmegalodon.data.datamodule.rank_zero_info", said.append)
+    data().setup()
+    assert said == []
+    data(reset_documents=False).setup()
+    assert said == ["data.reset_documents=false: has no effect on rows of one question"]
+
+
 def test_a_single_question_shorter_than_its_row_can_be_trained_on():
     alone = TextDataModule(
         ListOpsSource(documents=1, val_documents=1, **SHORT),

@@ -168,8 +168,7 @@ def check_model(cfg: DictConfig) -> None:
     if predicts_all and model.num_outputs < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.output_size={model.num_outputs}: each of the tokenizer's"
-            f" {tokenizer.vocab_size} ids is predicted; set -1, or data.cutting=questions where the"
-            " answers are of fewer"
+            f" {tokenizer.vocab_size} ids is predicted; set -1, or data.cutting=questions"
         )
 
 
@@ -180,14 +179,13 @@ def check_best(cfg: DictConfig) -> None:
         return
     if best.get("mode") != "max":
         raise ValueError(
-            f"callbacks.best_checkpoint.mode={best.get('mode')}: keeps the lowest val/accuracy;"
-            " set callbacks.best_checkpoint.mode=max"
+            f"callbacks.best_checkpoint.mode={best.get('mode')}: keeps the lowest val/accuracy; set"
+            " max"
         )
     if cfg.model.get("_target_") == "litmegalodon.training.MegalodonModule":
         raise ValueError(
             "callbacks.best_checkpoint.monitor=val/accuracy: this model does not count right"
-            " answers; set model._target_=litmegalodon.training.AnswersModule, or monitor val/bpb"
-            " with callbacks.best_checkpoint.mode=min"
+            " answers; set model._target_=litmegalodon.training.AnswersModule"
         )
 
 
