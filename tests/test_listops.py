@@ -157,6 +157,15 @@ def test_rows_too_short_for_a_question_and_streams_of_them_are_refused():
         data(streaming=True)
 
 
+def test_a_setting_without_effect_on_questions_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr("litmegalodon.data.datamodule.rank_zero_info", said.append)
+    data().setup()
+    assert said == []
+    data(reset_documents=False).setup()
+    assert said == ["data.reset_documents=false: has no effect on rows of one question"]
+
+
 def test_a_single_question_shorter_than_its_row_can_be_trained_on():
     alone = TextDataModule(
         ListOpsSource(documents=1, val_documents=1, **SHORT),
@@ -177,6 +186,17 @@ def test_a_head_with_too_few_classes_for_the_answers_is_refused(tmp_path):
     check_settings(cfg)
     with pytest.raises(ValueError, match=r"model\.config\.output_size=5: the answers of"):
         train(cfg)
+
+
+def test_the_best_checkpoint_of_the_experiment_is_that_of_most_right_answers(tmp_path):
+    cfg = composed("experiment=listops", folder=tmp_path)
+    assert cfg.callbacks.best_checkpoint.monitor == cfg.optimized_metric
+    for wrong, message in (
+        ("callbacks.best_checkpoint.mode=min", r"mode=min: keeps the lowest val/accuracy"),
+        ("model._target_=litmegalodon.training.MegalodonModule", r"does not count right answers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_settings(composed("experiment=listops", wrong, folder=tmp_path))
 
 
 def test_a_head_of_classes_on_rows_that_predict_all_tokens_is_refused(tmp_path):

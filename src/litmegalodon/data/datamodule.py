@@ -135,6 +135,8 @@ class TextDataModule(LightningDataModule):
                 self._train = [self._rows(part.store, "seq_len") for part in parts]
                 check_length(self._train)
             self._parts = parts
+            if self.cutting == "questions" and not self.reset_documents:
+                rank_zero_info("data.reset_documents=false: has no effect on rows of one question")
         if self._held_out is None:
             self._held_out = self._opening.held_out(self.source)
             self._val = [self._rows(store, "val_seq_len") for store in self._held_out.stores]

@@ -89,7 +89,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("float32", "bfloat16", "float64"),
     "harness.dtype": ("float32", "bfloat16", "float64"),
-    "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl"),
+    "callbacks.best_checkpoint.monitor": ("val/bpb", "val/loss", "val/ppl", "val/accuracy"),
     "callbacks.best_checkpoint.mode": ("min", "max"),
     "model_type": ("bpe", "unigram"),
     "from": ("reference", "megalodon-hf", "export"),

@@ -55,6 +55,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_memory(cfg)
     check_data(cfg)
     check_model(cfg)
+    check_best(cfg)
     check_evaluation(cfg)
     check_schedule(cfg)
     check_processes(cfg)
@@ -168,8 +169,24 @@ def check_model(cfg: DictConfig) -> None:
     if predicts_all and model.num_outputs < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.output_size={model.num_outputs}: each of the tokenizer's"
-            f" {tokenizer.vocab_size} ids is predicted; set -1, or data.cutting=questions where the"
-            " answers are of fewer"
+            f" {tokenizer.vocab_size} ids is predicted; set -1, or data.cutting=questions"
+        )
+
+
+def check_best(cfg: DictConfig) -> None:
+    """The best checkpoint by right answers is that of most, of a model that counts them."""
+    best = OmegaConf.select(cfg, "callbacks.best_checkpoint")
+    if not best or best.get("monitor") != "val/accuracy":
+        return
+    if best.get("mode") != "max":
+        raise ValueError(
+            f"callbacks.best_checkpoint.mode={best.get('mode')}: keeps the lowest val/accuracy; set"
+            " max"
+        )
+    if cfg.model.get("_target_") == "litmegalodon.training.MegalodonModule":
+        raise ValueError(
+            "callbacks.best_checkpoint.monitor=val/accuracy: this model does not count right"
+            " answers; set model._target_=litmegalodon.training.AnswersModule"
         )
 
 
