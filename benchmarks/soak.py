@@ -93,7 +93,8 @@ def main() -> int:
     os.environ.pop("LOCAL_RANK", None)
     ranks.adopt_orphans()
     ranks.import_what_forks_need()
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    # After an error its disk is still mounted, and that error is the one to see.
+    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         counts, means = soak(options.seconds, options.seed, options.steps, Path(folder))
     print(counts.table())
     print(f"the disk was filled by {means}")

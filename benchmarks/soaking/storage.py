@@ -1,6 +1,7 @@
 """Storage that fails: a disk that fills up, and checkpoints that lose bytes."""
 
 import ctypes
+import errno
 import os
 import random
 import resource
@@ -38,9 +39,19 @@ class SmallDisk:
     def fill(self, left: int, pids: list[int]) -> None:
         """Leave so many bytes, or let those processes' files grow to so many."""
         if self.means == "tmpfs":
-            free = os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize
             with open(self._ballast, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, free - left))
+                while True:
+                    disk = os.statvfs(self.folder)
+                    try:
+                        size = max(1, disk.f_bavail * disk.f_frsize - left)
+                        os.posix_fallocate(file.fileno(), 0, size)
+                        return
+                    except OSError as error:
+                        # The run has written meanwhile: what is left is less.
+                        if error.errno != errno.ENOSPC:
+                            raise
+                        if disk.f_bavail == 0:
+                            return
         else:
             _limit(left, pids)
 
