@@ -235,8 +235,22 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before_it(
     ours.changed()
     save(ours, folder / "e.ckpt", state(4.0))
     ours.finish()
-    assert ours._failed_in_a_row == 0
+    assert not any(ours._failed_in_a_row.values())
     holds(folder / "e.ckpt", 4.0)
+
+
+def test_a_folder_that_is_lost_ends_the_run_though_another_one_is_well(folder):
+    ours, well = writer(), folder.with_name("well")
+    save(ours, folder / "a.ckpt", state(1.0))
+    ours.wait()
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(SaveError, match=r"d\.ckpt was not saved"):
+        for name in "bcd":
+            for place in (folder, well):
+                ours.changed()
+                save(ours, place / f"{name}.ckpt", state(2.0))
+                ours.wait()
+    assert sorted(path.name for path in well.iterdir()) == ["b.ckpt", "c.ckpt"]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

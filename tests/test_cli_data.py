@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 import subprocess
+import threading
 
 import pytest
 
-from litmegalodon.utils.errors import explain, is_users
+from litmegalodon.utils.errors import explain, is_users, running
 from runs import ENVIRONMENT, command, losses, metrics, run
 
 SHORT = (
@@ -84,3 +86,34 @@ def test_what_workers_and_peers_raise_is_told_in_one_sentence():
         told = explain(error)
         assert told.startswith(error.filename or "a file of the run's folder (paths.output_dir)")
         assert told.partition("be written: ")[2].startswith(f"{error.strerror}; make room")
+
+
+def test_a_folder_that_is_read_only_or_gone_is_told_in_one_sentence(tmp_path, capsys):
+    gone = tmp_path / "gone" / "events"
+    for error in (
+        OSError(errno.EROFS, "Read-only file system", str(gone)),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", os.fsencode(gone)),
+    ):
+        with pytest.raises(SystemExit) as left, running():
+            raise error
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"error: {gone}: {error.strerror}; its folder is gone or read-only: "
+        )
+        assert said.count("\n") == 1
+    here = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "file"))
+    assert "its folder" not in explain(here)
+
+
+def test_a_thread_that_a_lost_disk_ends_says_so_in_one_sentence(capsys):
+    def write():
+        raise OSError(errno.EROFS, "Read-only file system", "events")
+
+    with running():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    said = capsys.readouterr().err
+    assert said.startswith("error in a thread: events: Read-only file system; ")
+    assert said.count("\n") == 1

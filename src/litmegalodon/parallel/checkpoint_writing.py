@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -69,7 +70,7 @@ class CheckpointWriter:
     Args:
         asynchronous: return once the tensors are copied to CPU memory, and not when all is
             written; without it there is no copy.
-        failures_allowed: so many checkpoints in a row may fail before `save` raises.
+        failures_allowed: so many checkpoints in a row may fail in a folder before `save` raises.
         timeout: how long a process waits for another one.
         device: of the tensors.
     """
@@ -88,7 +89,8 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         # What the last checkpoint holds, while training has not changed it.
         self._current: Job | None = None
-        self._failed_in_a_row = 0
+        # By the folder: another one's disk may be well.
+        self._failed_in_a_row: Counter[Path] = Counter()
         self._last_error: SaveError | None = None
         # Folders that were there once: one that is gone is not made again.
         self._folders: set[Path] = set()
@@ -164,12 +166,12 @@ class CheckpointWriter:
                 raise error
             self._last_error = error
             if error is None:
-                self._failed_in_a_row = 0
+                self._failed_in_a_row[job.path.parent] = 0
                 continue
             if job is self._current:
                 self._current = None
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row > self.failures_allowed:
+            self._failed_in_a_row[job.path.parent] += 1
+            if self._failed_in_a_row[job.path.parent] > self.failures_allowed:
                 raise error
 
     def finish(self) -> None:

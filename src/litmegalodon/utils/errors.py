@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,9 @@ IN_WORKER = re.compile(
 
 # There is no room left: on the disk, in a quota, below a limit on a file's size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# What a file can't be written to, however much room there is.
+LOST = (errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
 
 # Exit code after Ctrl-C, as shells have it.
 INTERRUPTED = 130
@@ -69,9 +73,23 @@ def running(tracebacks: bool = False) -> Iterator[None]:
     if not TRACEBACKS_WANTED:
         # Processes that the run starts inherit the environment, and it was not the user who set it.
         os.environ.pop(VARIABLE, None)
-    with one_line(tracebacks):
-        yield
+    before = threading.excepthook
+    if not (tracebacks or TRACEBACKS_WANTED):
+        threading.excepthook = _told_by_thread
+    try:
+        with one_line(tracebacks):
+            yield
+    finally:
+        threading.excepthook = before
     os.environ[VARIABLE] = "1"
+
+
+def _told_by_thread(failed: threading.ExceptHookArgs) -> None:
+    """A user's mistake that ends a thread, as TensorBoard's on a disk that is full or gone."""
+    if failed.exc_value is None or not is_users(failed.exc_value):
+        threading.__excepthook__(failed)
+    else:
+        print(f"error in a thread: {explain(failed.exc_value)}", file=sys.stderr)
 
 
 @contextmanager
@@ -116,6 +134,14 @@ def is_users(error: BaseException) -> bool:
     return type(error).__name__ == "MisconfigurationException"
 
 
+def _is_lost(error: OSError) -> bool:
+    """Whether a file can't be written as its file system is read-only or gone, folder and all."""
+    if error.errno != errno.ENOENT or not isinstance(error.filename, str | bytes):
+        return error.errno in LOST
+    folder = os.path.dirname(os.fsdecode(error.filename))
+    return bool(folder) and not os.path.isdir(folder)
+
+
 def explain(error: BaseException) -> str:
     """One sentence for an error, Hydra's own ones reworded to name the setting and the fix."""
     if isinstance(error, MissingConfigException) and error.options:
@@ -137,10 +163,16 @@ def explain(error: BaseException) -> str:
         return "another process of this run has ended; what it says is the reason"
     if isinstance(error, OSError) and error.errno in FULL:
         # TensorBoard does not say which file.
-        where = error.filename or "a file of the run's folder (paths.output_dir)"
+        where = os.fsdecode(error.filename or "a file of the run's folder (paths.output_dir)")
         return (
             f"{where} could not be written: {error.strerror}; make room and go on with"
             " ckpt_path=last, the checkpoints are as they were"
+        )
+    if isinstance(error, OSError) and _is_lost(error):
+        return (
+            f"{os.fsdecode(error.filename or 'a file of the run')}: {error.strerror}; its folder is"
+            " gone or read-only: mount it again and go on with ckpt_path=last, or set another"
+            " hydra.run.dir"
         )
     found = IN_WORKER.match(str(error))
     text = " ".join((found["text"] if found else str(error)).split())
