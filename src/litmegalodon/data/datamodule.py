@@ -28,6 +28,7 @@ from litmegalodon.data.store import OnError
 from litmegalodon.data.streams import MixtureReader, Reader, ShardReader, StoreReader
 from litmegalodon.data.tokenizer import Tokenizer, check_tokenizer
 from litmegalodon.data.whole import JoinedDocuments, WholeDocuments
+from litmegalodon.utils.ranges import whole
 
 
 class TextDataModule(LightningDataModule):
@@ -80,16 +81,20 @@ class TextDataModule(LightningDataModule):
         super().__init__()
         self.source = source
         self.tokenizer = tokenizer
-        self.seq_len = _whole("seq_len", seq_len, 1)
-        self.batch_size = _whole("batch_size", batch_size, 1)
-        self.num_workers = _whole("num_workers", num_workers, 0)
-        self.val_seq_len = seq_len if val_seq_len is None else _whole("val_seq_len", val_seq_len, 1)
+        self.seq_len = whole("data.seq_len", seq_len, 1)
+        self.batch_size = whole("data.batch_size", batch_size, 1)
+        self.num_workers = whole("data.num_workers", num_workers, 0)
+        self.val_seq_len = (
+            seq_len if val_seq_len is None else whole("data.val_seq_len", val_seq_len, 1)
+        )
         self.val_batch_size = (
-            batch_size if val_batch_size is None else _whole("val_batch_size", val_batch_size, 1)
+            batch_size
+            if val_batch_size is None
+            else whole("data.val_batch_size", val_batch_size, 1)
         )
         self.reset_documents = reset_documents
         self.shuffle = shuffle
-        self.seed = _whole("seed", seed, 0)
+        self.seed = whole("data.seed", seed, 0)
         check_cutting(cutting, seq_len, chunk_size, streaming)
         self.cutting, self.chunk_size = cutting, chunk_size
         self.streaming = streaming
@@ -393,9 +398,3 @@ class TextDataModule(LightningDataModule):
 
 def _streamed(parts: list[Part]) -> bool:
     return any(part.store is None for part in parts)
-
-
-def _whole(name: str, value: int, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"data.{name}={value}: must be a whole number, at least {minimum}")
-    return value

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from litmegalodon.data.documents import SPLITS, Document
-from litmegalodon.data.on_demand import OnDemandSource, whole
+from litmegalodon.data.on_demand import OnDemandSource
+from litmegalodon.utils.ranges import whole
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 END = "]"
@@ -42,13 +43,13 @@ class ListOpsSource(OnDemandSource):
         max_args: int = 10,
         seed: int = 0,
     ) -> None:
-        self.documents = whole("documents", documents, 1)
-        self.val_documents = whole("val_documents", val_documents, 1)
-        self.min_length = whole("min_length", min_length, 0)
-        self.max_length = whole("max_length", max_length, 6)
-        self.max_depth = whole("max_depth", max_depth, 2)
-        self.max_args = whole("max_args", max_args, 2)
-        self.seed = whole("seed", seed, 0)
+        self.documents = whole("data.source.documents", documents, 1)
+        self.val_documents = whole("data.source.val_documents", val_documents, 1)
+        self.min_length = whole("data.source.min_length", min_length, 0)
+        self.max_length = whole("data.source.max_length", max_length, 6)
+        self.max_depth = whole("data.source.max_depth", max_depth, 2)
+        self.max_args = whole("data.source.max_args", max_args, 2)
+        self.seed = whole("data.source.seed", seed, 0)
         if max_length < min_length + 5:
             raise ValueError(
                 f"data.source.max_length={max_length}: must be at least 5 above"

@@ -46,13 +46,3 @@ class OnDemandShard:
     def documents(self, first: int = 0) -> Iterator[tuple[int, Document]]:
         for i in range(first, self.number):
             yield i, self.source.document(self.split, self.start + i)
-
-
-def whole(name: str, value: int, minimum: int, purpose: str = "") -> int:
-    """A whole number that a source's setting must be; ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(
-            f"data.source.{name}={'null' if value is None else value}: must be a whole number, at"
-            f" least {minimum}{purpose}"
-        )
-    return value

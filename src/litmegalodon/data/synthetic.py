@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from litmegalodon.data.documents import SPLITS, Document
-from litmegalodon.data.on_demand import OnDemandSource, whole
+from litmegalodon.data.on_demand import OnDemandSource
+from litmegalodon.utils.ranges import whole
 
 # 64 of the printable characters, so that a random text holds 6 bits a byte; 16 that make words.
 SYMBOLS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -108,10 +109,12 @@ class SyntheticSource(OnDemandSource):
                 f"data.source.task={task}: must be {', '.join(names[:-1])} or {names[-1]}"
             )
         self.task, self.distance = task, distance
-        self.length = whole("length", length, TASKS[task].least_length, f" for the task {task}")
-        self.documents = whole("documents", documents, 1)
-        self.val_documents = whole("val_documents", val_documents, 1)
-        self.seed = whole("seed", seed, 0)
+        self.length = whole(
+            "data.source.length", length, TASKS[task].least_length, f" for the task {task}"
+        )
+        self.documents = whole("data.source.documents", documents, 1)
+        self.val_documents = whole("data.source.val_documents", val_documents, 1)
+        self.seed = whole("data.source.seed", seed, 0)
         if distance is not None:
             self._check_distance(distance)
 
@@ -149,7 +152,7 @@ class SyntheticSource(OnDemandSource):
                 f"data.source.distance={distance}: the task {self.task} has none; set null"
             )
         low, high = task.nearest(self.length), task.farthest(self.length)
-        whole("distance", distance, 1)
+        whole("data.source.distance", distance, 1)
         if not low <= distance <= high:
             raise ValueError(
                 f"data.source.distance={distance}: does not fit documents of"

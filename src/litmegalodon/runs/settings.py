@@ -31,6 +31,16 @@ from litmegalodon.runs.setting_rules import (
     TEXTS,
     WHOLE_NUMBERS_AT_LEAST,
 )
+from litmegalodon.runs.values import (
+    are_betas,
+    are_texts,
+    is_amount,
+    is_flag_or,
+    is_number,
+    is_text,
+    is_time,
+    is_whole,
+)
 from litmegalodon.utils.errors import FULL_KEY, cause
 
 # Settings that are written to, by the ends of their names, and an address as fsspec has them; of
@@ -70,11 +80,11 @@ def check_values(cfg: DictConfig) -> None:
         rule = "must be parts by name, as name: {...}, or null"
         _check(cfg, name, lambda value: value is None or OmegaConf.is_dict(value), rule)
     for name, least in WHOLE_NUMBERS_AT_LEAST.items():
-        _check(cfg, name, _is_whole(least), f"must be a whole number, at least {least}")
+        _check(cfg, name, is_whole(least), f"must be a whole number, at least {least}")
     for name, (low, high, closed) in NUMBERS.items():
         bound = f"{'at least' if closed else 'above'} {low}"
         upper = "" if high == math.inf else f" and at most {high}"
-        _check(cfg, name, _is_number(low, high, closed), f"must be a number {bound}{upper}")
+        _check(cfg, name, is_number(low, high, closed), f"must be a number {bound}{upper}")
     for name, choices in CHOICES.items():
         _check(
             cfg, name, choices.__contains__, f"must be {', '.join(choices[:-1])} or {choices[-1]}"
@@ -83,7 +93,7 @@ def check_values(cfg: DictConfig) -> None:
         _check(
             cfg,
             name,
-            _is_text(may_be_null),
+            is_text(may_be_null),
             "must be text, or null" if may_be_null else "must be text",
         )
         if name.endswith(WRITTEN):
@@ -94,26 +104,26 @@ def check_values(cfg: DictConfig) -> None:
         _check(cfg, name, lambda value: isinstance(value, bool), "must be true or false")
     for name in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
         rule = "must be a number of batches, at least 1, or a part of them as 0.5, at most 1.0"
-        _check(cfg, name, _is_amount, rule)
+        _check(cfg, name, is_amount, rule)
     for name, word in FLAGS_OR.items():
         _check(
             cfg,
             name,
-            partial(_is_flag_or, word),
+            partial(is_flag_or, word),
             f"must be true, false or {word}",
         )
     rule = "must be a number of batches, or a part of them as 0.5, at most 1.0"
-    _check(cfg, "trainer.overfit_batches", lambda value: value == 0 or _is_amount(value), rule)
+    _check(cfg, "trainer.overfit_batches", lambda value: value == 0 or is_amount(value), rule)
     _check(
         cfg,
         "trainer.fast_dev_run",
-        lambda value: isinstance(value, bool) or _is_whole(1)(value),
+        lambda value: isinstance(value, bool) or is_whole(1)(value),
         "must be true, false or a number of batches",
     )
-    _check(cfg, "logger.wandb.tags", _are_texts, "must be a list of texts, as [dev]")
+    _check(cfg, "logger.wandb.tags", are_texts, "must be a list of texts, as [dev]")
     _check(cfg, "seed", lambda seed: seed < 2**32, "must be below 4294967296")
-    _check(cfg, "model.optimizer.betas", _are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
-    _check(cfg, "trainer.max_time", _is_time, "must be days:hours:minutes:seconds, 00:12:00:00")
+    _check(cfg, "model.optimizer.betas", are_betas, "must be two numbers in [0, 1), as [0.9,0.98]")
+    _check(cfg, "trainer.max_time", is_time, "must be days:hours:minutes:seconds, 00:12:00:00")
     _check(
         cfg,
         "trainer.max_epochs",
@@ -158,7 +168,7 @@ def check_model(cfg: DictConfig) -> None:
     model = _make(cfg.model.config)
     model.check_impl(cfg.model.impl)
     # By default the model's: only now it is known to be a number.
-    _check(cfg, "data.chunk_size", _is_whole(1), "must be a whole number, at least 1")
+    _check(cfg, "data.chunk_size", is_whole(1), "must be a whole number, at least 1")
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.config.vocab_size={model.vocab_size}: the tokenizer has"
@@ -213,8 +223,8 @@ def check_schedule(cfg: DictConfig) -> None:
 def check_processes(cfg: DictConfig) -> None:
     """How many processes there are, and whether this way of starting them works."""
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
-    is_list = OmegaConf.is_list(devices) and len(devices) > 0 and all(map(_is_whole(0), devices))
-    if not (is_list or devices in ("auto", -1) or _is_whole(1)(devices)):
+    is_list = OmegaConf.is_list(devices) and len(devices) > 0 and all(map(is_whole(0), devices))
+    if not (is_list or devices in ("auto", -1) or is_whole(1)(devices)):
         raise ValueError(
             f"trainer.devices={devices}: must be a whole number, at least 1, a list of GPUs"
             " as [0,2], or auto"
@@ -307,7 +317,7 @@ def check_purpose(cfg: DictConfig) -> None:
 
 def check_tags(cfg: DictConfig) -> None:
     """A run can be found again."""
-    if not _are_texts(cfg.tags):
+    if not are_texts(cfg.tags):
         raise ValueError(f"tags={cfg.tags}: must be a list of texts, as tags=[dev]")
     if cfg.extras.enforce_tags and not cfg.tags:
         raise ValueError(
@@ -363,44 +373,3 @@ def _check(cfg: DictConfig, name: str, is_good: Callable[[Any], bool], rule: str
         return
     if not is_good(value):
         raise ValueError(f"{name}={'null' if value is None else value}: {rule}")
-
-
-def _is_text(may_be_null: bool) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) or (may_be_null and value is None)
-
-
-def _is_whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(low: float, high: float, closed: bool) -> Callable[[Any], bool]:
-    def is_good(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return (low <= value if closed else low < value) and value <= high and value < math.inf
-
-    return is_good
-
-
-def _is_amount(value: Any) -> bool:
-    """A whole number from 1, or a float in (0, 1]."""
-    return _is_whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
-
-
-def _is_flag_or(word: str, value: Any) -> bool:
-    return isinstance(value, bool) or value == word
-
-
-def _are_texts(value: Any) -> bool:
-    return OmegaConf.is_list(value) and all(isinstance(item, str) for item in value)
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\d+(:\d\d){3}", value) is not None
-
-
-def _are_betas(value: Any) -> bool:
-    in_range = _is_number(0, 1, closed=True)
-    return (
-        OmegaConf.is_list(value) and len(value) == 2 and all(in_range(b) and b < 1 for b in value)
-    )
