@@ -88,6 +88,37 @@ def test_a_validation_is_not_waited_for(tmp_path):
     assert not any(row.get("val/bpb") for row in metrics(tmp_path))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_the_validation_it_left_before_is_made_first_where_the_run_goes_on(
+    number, log_every, tmp_path
+):
+    settings = {"every": 100, "accumulate_grad_batches": 3, "val_check_interval": 6}
+    settings |= {"limit_val_batches": 2, "log_every_n_steps": log_every}
+
+    def module():
+        # The best is the one that is left out.
+        return Asked({2: 1.0, 4: 2.0, 6: 3.0})
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    fit(whole, 7, module=module(), **settings)
+    with pytest.raises(Stopped):
+        callbacks = [Interruptions(), Send(4, number)]
+        fit(broken, 7, callbacks=callbacks, module=module(), **settings)
+    last = broken / "checkpoints/last-step=000002.ckpt"
+    fit(broken, 7, callbacks=[Interruptions()], module=module(), ckpt_path=last, **settings)
+    want = [row | {"tokens_per_second": ""} for row in metrics(whole)]
+    assert [row | {"tokens_per_second": ""} for row in metrics(broken)] == want
+    assert [row["step"] for row in want if row.get("val/bpb")] == ["2", "4", "6"]
+    assert checkpoints(broken) == checkpoints(whole)
+    assert checkpoints(broken, "best") == ["best-step=000002-bpb=1.0000.ckpt"]
+    # Made once: what is saved later knows nothing of it.
+    last = broken / "checkpoints/last-step=000007.ckpt"
+    fit(broken, 8, callbacks=[Interruptions()], module=module(), ckpt_path=last, **settings)
+    validated = [row["step"] for row in metrics(broken) if row.get("val/bpb")]
+    assert validated == ["2", "4", "6", "8"]
+
+
 def test_what_is_saved_goes_on_as_if_nothing_had_been(tmp_path):
     settings = {"every": 100, "accumulate_grad_batches": 3, "limit_val_batches": 0}
     fit(tmp_path / "whole", 5, module=Asked(), **settings)

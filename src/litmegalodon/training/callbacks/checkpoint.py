@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -190,11 +191,45 @@ class LastCheckpoint(_OwnedCheckpoint):
             if value < 1:
                 raise ValueError(f"callbacks.last_checkpoint.{name}={value}: must be at least 1")
         super().__init__(dirpath, "last-step={step:06d}", keep, every_n_train_steps=every_n_steps)
+        # Tokens trained where the checkpoint was saved instead of the validation that was due.
+        self._unvalidated: float | None = None
 
     @property
     def state_key(self) -> str:
         """One name whatever the interval, which may change on a resume."""
         return "LastCheckpoint"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and whether the validation of this step is still to be made."""
+        return super().state_dict() | {"unvalidated": self._unvalidated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it; a checkpoint of before this was noted has none to be made."""
+        super().load_state_dict(state_dict)
+        self._unvalidated = state_dict.get("unvalidated")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin as all do, and make the validation that the run before has left out."""
+        super().on_train_start(trainer, pl_module)
+        tokens, self._unvalidated = self._unvalidated, None
+        if tokens is None or not trainer.enable_validation:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, BestCheckpoint):
+                # This step's state may be the best and is not saved as such.
+                callback._last_global_step_saved = 0
+        # For the row of a step whose training is not logged.
+        trainer.callback_metrics["tokens"] = torch.tensor(tokens, dtype=torch.float64)
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = None
+
+    def save_to_leave(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save for a run that leaves now, with a validation that is due left to the next one."""
+        if _validation_follows(trainer):
+            self._unvalidated = float(trainer.callback_metrics.get("tokens", 0))
+        self.on_train_end(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move to the end of the callbacks: the newest state names the best, saved before it."""

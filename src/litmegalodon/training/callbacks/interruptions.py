@@ -108,7 +108,7 @@ class Interruptions(Callback):
             return
         for callback in trainer.callbacks:
             if isinstance(callback, LastCheckpoint):
-                callback.on_train_end(trainer, pl_module)
+                callback.save_to_leave(trainer, pl_module)
         code = INTERRUPTED if asked == CTRL_C else self.exit_code
         name = self._name or "another process's signal"
         # Lightning ends the whole run with SIGKILL as soon as a process that it has started fails.
