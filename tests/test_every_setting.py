@@ -38,6 +38,8 @@ ABOVE_ZERO = (
     "data.in_memory_limit",
     "data.source.weights.code",
     "data.source.weights.recall",
+    *(f"data.source.weights.{task}" for task in ("recall_32", "recall_64", "recall_128")),
+    *(f"data.source.weights.{task}" for task in ("passkey_128", "copy_32", "copy_64")),
     "evaluation.temperature",
     "max_shard_gb",
     "model.config.init_std",
@@ -139,6 +141,8 @@ COMMANDS = [
     ("data=prepared data/tokenizer=sentencepiece data.tokenizer.path=a.model "
      "model.config.vocab_size=500", "train", of_data),
     ("data=synthetic data.source.distance=100 data.source.task=recall", "train", of_data),
+    ("data=recall", "train", of_data),
+    ("experiment=listops", "train", of_data),
     ("model=llama", "train", of_data),
     ("logger=many_loggers", "train", of_logging),
     ("logger=mlflow", "train", of_data),

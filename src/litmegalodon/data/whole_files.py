@@ -45,25 +45,28 @@ def writing(path: Path, wait: bool = False) -> Iterator[BinaryIO]:
 
     ValueError where it cannot be written, or another process is writing it, unless `wait`.
     """
+    part = path.with_name(f".{path.name}.part")
     with saving(path):
-        file = _claim(path.with_name(f".{path.name}.part"), wait)
-        if file is None:
-            raise ValueError(
-                f"output={path.parent}: another process is writing {path.name}; end one of the two"
-            )
+        file = None
+        # A signal can end this anywhere, amid taking the file too.
         try:
+            file = _claim(part, wait)
+            if file is None:
+                raise ValueError(
+                    f"output={path.parent}: another process is writing {path.name};"
+                    " end one of the two"
+                )
             file.truncate(0)
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
+            os.replace(part, path)
         except BaseException:
-            Path(file.name).unlink(missing_ok=True)
+            _close(file)
+            _discard(part)
             raise
         finally:
-            # What could not be written is tried again on closing.
-            with contextlib.suppress(OSError):
-                file.close()
+            _close(file)
     # Some file systems have nothing to flush for a folder, and say so with an error.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
@@ -78,18 +81,43 @@ def _claim(path: Path, wait: bool) -> BinaryIO | None:
     while True:
         file = path.open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            if not _lock(file, wait):
+                file.close()
+                return None
+            # Whoever had it may have renamed it since it was opened.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except BaseException:
+            # With it goes the lock.
             file.close()
-            return None
-        except OSError:
-            # A file system without locks.
-            pass
-        # Whoever had it may have renamed it since it was opened.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
+            raise
         file.close()
+
+
+def _lock(file: BinaryIO, wait: bool) -> bool:
+    """Whether a file is this process's now; on a file system without locks it always is."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _discard(path: Path) -> None:
+    """Take an unfinished file away, unless another process is writing it."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if _lock(file, wait=False):
+            path.unlink()
+
+
+def _close(file: BinaryIO | None) -> None:
+    # What could not be written is tried again on closing.
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.close()
 
 
 def write(path: Path, content: bytes, wait: bool = False) -> None:
